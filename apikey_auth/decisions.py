@@ -1,0 +1,225 @@
+"""What a key may do and how it changes. Pure: records in, decisions out, the clock is an argument."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Generic, TypeVar
+
+from .errors import (
+    AddressNotAllowed,
+    DisabledKey,
+    ExpiredKey,
+    InactiveUser,
+    InsufficientScope,
+    InvalidKey,
+    KeyNotLive,
+    Refusal,
+    RevokedKey,
+)
+from .hashing import STAND_IN
+from .keys import APIKey, KeyScheme, KeyText
+
+U_co = TypeVar("U_co", covariant=True)
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The user that a key stands for, where the application gives no ``load_user``.
+
+    Its properties are those that Starlette and Flask-Login expect of a user.
+    """
+
+    id: str
+
+    is_authenticated = True
+    is_active = True
+    is_anonymous = False
+
+    @property
+    def identity(self) -> str:
+        return self.id
+
+    @property
+    def display_name(self) -> str:
+        return self.id
+
+    def __str__(self) -> str:
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Identity(Generic[U_co]):
+    """Who a request runs as: the user, and the key that said so.
+
+    ``stale`` tells that the store could not be asked whether the key is still good.
+    """
+
+    user: U_co
+    key: APIKey
+    stale: bool = False
+
+    @property
+    def scopes(self) -> tuple[str, ...] | None:
+        """What the key may do; None is all that its owner may do."""
+        return self.key.scopes
+
+    def has_scopes(self, *scopes: str) -> bool:
+        """Say whether the key holds every one of these scopes."""
+        return not missing_scopes(self.key, scopes)
+
+    def require(self, *scopes: str) -> None:
+        """Raise InsufficientScope unless the key holds every one of these scopes."""
+        if missing := missing_scopes(self.key, scopes):
+            raise InsufficientScope(missing)
+
+
+def judge(key: APIKey | None, presented: KeyText, scheme: KeyScheme, now: datetime) -> APIKey:
+    """Judge all that does not depend on the request: is this the key, and is it live?
+
+    Raises InvalidKey, RevokedKey, DisabledKey or ExpiredKey, in this order; what state a key is in is
+    told only to who holds the whole key.
+    """
+    if not scheme.matches(key.digest if key else STAND_IN, presented.text) or key is None:
+        raise InvalidKey
+    if refusal := state(key, now):
+        raise refusal
+    return key
+
+
+def state(key: APIKey, now: datetime) -> type[Refusal] | None:
+    """Say why a key is dead at a time; None for a live one. The second it expires in is too late."""
+    if key.revoked_at is not None:
+        return RevokedKey
+    if key.disabled:
+        return DisabledKey
+    for end in (key.expires_at, key.grace_until):
+        if end is not None and end <= now:
+            return ExpiredKey
+    return None
+
+
+def identify(key: APIKey, user: U_co | None) -> Identity[U_co]:
+    """Put key and user together. Raises InactiveUser for no user, or one whose ``is_active`` is false."""
+    active = getattr(user, "is_active", True)
+    if user is None or not (active() if callable(active) else active):
+        raise InactiveUser
+    return Identity(user, key)
+
+
+def check_request(key: APIKey, address: str | None, scopes: Iterable[str]) -> None:
+    """Judge what depends on the request. Raises AddressNotAllowed, then InsufficientScope."""
+    if key.addresses is not None and not _contains(networks(key.addresses), address):
+        raise AddressNotAllowed
+    if missing := missing_scopes(key, scopes):
+        raise InsufficientScope(missing)
+
+
+def missing_scopes(key: APIKey, required: Iterable[str]) -> tuple[str, ...]:
+    """List the required scopes that a key lacks."""
+    held = key.scopes
+    return () if held is None else tuple(scope for scope in required if scope not in held)
+
+
+@lru_cache(maxsize=4096)
+def networks(blocks: tuple[str, ...]) -> Networks:
+    """Parse CIDR blocks. Raises ValueError for one that is none."""
+    return tuple(map(ip_network, blocks))
+
+
+def client_address(peer: str | None, forwarded_for: str | None, proxies: Networks, unix: bool) -> str | None:
+    """Find the client's address behind the proxies that the deployment names.
+
+    ``peer`` is the other end of the connection, None or empty on a Unix socket. X-Forwarded-For is read
+    from the right, and only as long as the address to the right of it is a named proxy: whatever stands
+    further left was written by somebody nobody vouches for.
+    """
+    trusted = _contains(proxies, peer) if peer else unix
+    if not trusted or not forwarded_for:
+        return peer or None
+    hops = [hop.strip() for hop in forwarded_for.split(",")]
+    while len(hops) > 1 and _contains(proxies, hops[-1]):
+        hops.pop()
+    return hops[-1]
+
+
+def _contains(blocks: Networks, address: str | None) -> bool:
+    try:
+        found = ip_address(address or "")
+    except ValueError:
+        return False
+    found = getattr(found, "ipv4_mapped", None) or found
+    return any(found in block for block in blocks)
+
+
+def expiry(now: datetime, expires_in: timedelta | None) -> datetime | None:
+    """Turn a lifetime into a time; None is never. Raises ValueError for one that is not positive."""
+    if expires_in is None:
+        return None
+    if expires_in <= timedelta(0):
+        raise ValueError(f"expires_in must be positive, not {expires_in}")
+    return _later(now, expires_in)
+
+
+def _later(now: datetime, span: timedelta) -> datetime:
+    try:
+        return now + span
+    except OverflowError:
+        raise ValueError(f"{span} from now is after the year 9999") from None
+
+
+def changed(key: APIKey, **fields: object) -> APIKey:
+    """Make the next version of a record."""
+    return replace(key, version=key.version + 1, **fields)  # type: ignore[arg-type]
+
+
+def revoked(key: APIKey, now: datetime, reason: str | None) -> APIKey | None:
+    """Revoke a record; None if it is revoked already, whose time and reason stay."""
+    if key.revoked_at is not None:
+        return None
+    return changed(key, revoked_at=now, revoked_reason=reason)
+
+
+def rotated(
+    key: APIKey, minted: KeyText, digest: str, now: datetime, grace: timedelta, expires_at: datetime | None
+) -> tuple[APIKey, APIKey]:
+    """Make the two records of a rotation: the old one in its grace, and its successor.
+
+    Raises KeyNotLive for a key that is dead or was rotated before, ValueError for a negative grace.
+    """
+    if grace < timedelta(0):
+        raise ValueError(f"grace must not be negative, it is {grace}")
+    if refusal := state(key, now):
+        raise KeyNotLive(f"the key {key.id!r} cannot be rotated. {refusal.detail} Issue a new one.")
+    if key.rotated_to is not None:
+        raise KeyNotLive(f"the key {key.id!r} was rotated already, to {key.rotated_to!r}")
+    successor = replace(
+        key,
+        id=minted.id,
+        digest=digest,
+        prefix=minted.prefix,
+        last4=minted.last4,
+        created_at=now,
+        expires_at=expires_at,
+        rotated_from=key.id,
+        last_used_at=None,
+        version=1,
+    )
+    return changed(key, rotated_to=minted.id, grace_until=_later(now, grace)), successor
+
+
+def lifetime(key: APIKey) -> timedelta | None:
+    """Tell how long a key was meant to live; None is for ever."""
+    return None if key.expires_at is None else key.expires_at - key.created_at
+
+
+def newest_last(keys: Sequence[APIKey]) -> list[APIKey]:
+    """Sort by age, ids deciding between keys of one moment."""
+    return sorted(keys, key=lambda key: (key.created_at, key.id))
+
+
+def dead_before(key: APIKey, time: datetime) -> bool:
+    """Say whether a key was dead for good before a time; a disabled one may live again."""
+    return any(end is not None and end < time for end in (key.revoked_at, key.expires_at, key.grace_until))

@@ -1,0 +1,255 @@
+"""Keys: the stored record, the key shown once, and the scheme their texts follow. No store, no HTTP.
+
+A key text is ``<prefix>_<id>_<secret><check>``, as in ``acme_4fRk0TzQ9bVw_<32 characters><6 characters>``.
+The check is a CRC32 of everything before it: it tells a real key from noise and from a typing error
+before any store is asked. It is public and proves nothing.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from typing import Any, TypeAlias
+
+from . import hashing
+from .errors import ConfigurationError, InvalidKey
+
+JSON: TypeAlias = "str | int | float | bool | None | Sequence[JSON] | Mapping[str, JSON]"
+
+Format: TypeAlias = Callable[[str], "tuple[str, str] | None"]
+"""Keys of another system: a text to (id, text to digest), or None for a text of somebody else's."""
+
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+ID_LENGTH, SECRET_LENGTH, CHECK_LENGTH = 12, 32, 6  # 32 characters of base62 are 190 bits
+MAX_TEXT = 512  # bytes of a credential that are looked at; more is refused unread
+MAX_NAME = 255  # characters of an id, an owner, a name: what every database's indexed text can hold
+
+_PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
+_OPAQUE = re.compile(r"[!-+\--~]+")  # printable ASCII without blank and comma
+_SCOPE = re.compile(r"[!#-\[\]-~]+")  # scope-token, RFC 6749 section 3.3
+
+
+@dataclass(frozen=True, slots=True)
+class APIKey:
+    """A key as it is stored: everything but its secret.
+
+    Times are aware and kept in UTC. ``scopes`` None allows all that the owner may do, ``()`` nothing;
+    ``addresses`` None allows every client, else the CIDR blocks it may come from. ``metadata`` is the
+    application's own, any JSON object. ``version`` counts the changes.
+
+    Raises ValueError for a field that no store could keep or no request could match.
+    """
+
+    id: str
+    owner: str
+    digest: str = field(repr=False)
+    name: str = ""
+    prefix: str = ""
+    last4: str = ""
+    scopes: tuple[str, ...] | None = None
+    addresses: tuple[str, ...] | None = None
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    created_by: str | None = None
+    expires_at: datetime | None = None
+    disabled: bool = False
+    revoked_at: datetime | None = None
+    revoked_reason: str | None = None
+    rotated_to: str | None = None
+    rotated_from: str | None = None
+    grace_until: datetime | None = None
+    last_used_at: datetime | None = None
+    metadata: Mapping[str, JSON] = field(default_factory=dict, hash=False)
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("id", "owner"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty")
+        for name in ("id", "owner", "name"):
+            _check_text(name, getattr(self, name))
+        for name in ("created_at", "expires_at", "revoked_at", "grace_until", "last_used_at"):
+            _assign(self, name, _in_utc(name, getattr(self, name)))
+        _assign(self, "scopes", _scopes(self.scopes))
+        _assign(self, "addresses", _networks(self.addresses))
+        _assign(self, "metadata", _json_object(self.metadata) if self.metadata else {})
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedKey:
+    """A key just made. ``text`` is what its holder sends; it is stored nowhere and shown once."""
+
+    key: APIKey
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyText:
+    """A key's text taken apart: the id to look it up by, and the text whose digest must match."""
+
+    id: str
+    text: str = field(repr=False)
+    secret: str = field(repr=False)
+    prefix: str = ""
+
+    @property
+    def last4(self) -> str:
+        """The secret's last four characters, by which people tell keys apart; none of a short text."""
+        return self.secret[-4:] if len(self.text) >= 16 else ""
+
+
+@dataclass(frozen=True)
+class KeyScheme:
+    """How key texts look and how they are digested; one for authenticators and managers alike.
+
+    ``prefix`` names your product, so that people and secret scanners know its keys:
+    ``[A-Za-z][A-Za-z0-9_]{0,31}``. ``peppers`` are secrets, oldest to newest: new keys take the newest,
+    keys under the others stay good. ``formats`` read keys of an older system, in order; a text that
+    starts with ``<prefix>_`` is never given to them.
+
+    Raises ConfigurationError for a prefix or a pepper that will not do.
+    """
+
+    prefix: str = "apikey"
+    peppers: Sequence[str | bytes] = field(default=(), repr=False)
+    formats: Sequence[Format] = ()
+    _peppers: tuple[hashing.Pepper, ...] = field(init=False, repr=False, compare=False)
+    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ConfigurationError(
+                f"the prefix {self.prefix!r} must be a letter and up to 31 letters, digits or underscores"
+            )
+        if isinstance(self.peppers, str | bytes):
+            raise ConfigurationError("peppers is a list of secrets, oldest to newest")
+        pattern = rf"{self.prefix}_([0-9A-Za-z]{{{ID_LENGTH}}})_([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{CHECK_LENGTH}}})"
+        _assign(self, "peppers", tuple(self.peppers))
+        _assign(self, "formats", tuple(self.formats))
+        _assign(self, "_peppers", tuple(map(hashing.Pepper.of, self.peppers)))
+        _assign(self, "_pattern", re.compile(pattern))
+
+    def mint(self, key_id: str | None = None) -> KeyText:
+        """Make a new key text, with a given id of 12 base62 characters or a random one."""
+        key_id = _random(ID_LENGTH) if key_id is None else key_id
+        secret = _random(SECRET_LENGTH)
+        body = f"{self.prefix}_{key_id}_{secret}"
+        return self.parse(body + _checksum(body))
+
+    def parse(self, text: str) -> KeyText:
+        """Take a key text apart; total over all texts.
+
+        Raises InvalidKey for anything that is no key of this scheme, byte for byte.
+        """
+        if len(text) > MAX_TEXT:
+            raise InvalidKey
+        if text.startswith(f"{self.prefix}_"):
+            match = self._pattern.fullmatch(text)
+            if match is None or _checksum(text[:-CHECK_LENGTH]) != match[3]:
+                raise InvalidKey
+            return KeyText(match[1], text, match[2], self.prefix)
+        if self.formats and _OPAQUE.fullmatch(text):
+            for read in self.formats:
+                if (found := read(text)) is not None:
+                    key_id, digested = found
+                    return KeyText(key_id, digested, digested)
+        raise InvalidKey
+
+    def digest(self, text: str) -> str:
+        """Digest a text under the newest pepper."""
+        return hashing.digest(text, self._peppers[-1] if self._peppers else None)
+
+    def matches(self, digest: str, text: str) -> bool:
+        """Say, in constant time, whether a stored digest is this text's."""
+        return hashing.matches(digest, text, self._peppers)
+
+
+def opaque_tokens(lookup_secret: str | bytes | None = None) -> Format:
+    """Make the format of tokens without structure: any text of printable ASCII is one.
+
+    A token's id is a hash of it, so that the token itself is never an id, under ``lookup_secret`` where
+    one is given. Give one where tokens may be guessed (``abcd``), and keep it: the ids depend on it.
+    """
+    key = b"" if lookup_secret is None else hashing.derive(lookup_secret, "lookup")
+
+    def read(text: str) -> tuple[str, str]:
+        return hmac.digest(key, text.encode("ascii"), "sha256")[:16].hex(), text
+
+    return read
+
+
+def named_id(prefix: str, owner: str, name: str) -> str:
+    """Derive the id that a key of this prefix, owner and name always has (see ``KeyManager.ensure``)."""
+    seed = json.dumps([prefix, owner, name]).encode("ascii")
+    return _base62(int.from_bytes(hashlib.sha256(seed).digest()), ID_LENGTH)
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(BASE62) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    return _base62(zlib.crc32(body.encode("ascii")), CHECK_LENGTH)
+
+
+def _base62(number: int, length: int) -> str:
+    """Write the last ``length`` digits of a number, zeros in front."""
+    digits = []
+    for _ in range(length):
+        number, digit = divmod(number, 62)
+        digits.append(BASE62[digit])
+    return "".join(reversed(digits))
+
+
+def _assign(instance: object, name: str, value: object) -> None:
+    object.__setattr__(instance, name, value)  # the way into a frozen dataclass while it is made
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, not {type(value).__name__}; use str(…)")
+    if len(value) > MAX_NAME:
+        raise ValueError(f"{name} has {len(value)} characters, at most {MAX_NAME} are kept")
+    if "\0" in value:
+        raise ValueError(f"{name} must not hold a NUL character, which PostgreSQL cannot keep")
+
+
+def _in_utc(name: str, value: datetime | None) -> datetime | None:
+    if value is None or value.tzinfo is UTC:
+        return value
+    if value.utcoffset() is None:
+        raise ValueError(f"{name} has no time zone; use datetime.now(UTC) or attach one")
+    return value.astimezone(UTC)
+
+
+def _scopes(scopes: Sequence[str] | None) -> tuple[str, ...] | None:
+    if scopes is None:
+        return None
+    if isinstance(scopes, str):
+        raise TypeError(f"scopes is a list; did you mean [{scopes!r}]?")
+    for scope in scopes:
+        if not _SCOPE.fullmatch(scope):
+            raise ValueError(f"{scope!r} is no scope: printable ASCII, no blank, quote or backslash")
+    return tuple(dict.fromkeys(scopes))
+
+
+def _networks(addresses: Sequence[str] | None) -> tuple[str, ...] | None:
+    if addresses is None:
+        return None
+    if isinstance(addresses, str):
+        raise TypeError(f"addresses is a list; did you mean [{addresses!r}]?")
+    return tuple(dict.fromkeys(str(ip_network(address)) for address in addresses))
+
+
+def _json_object(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Copy by way of JSON: what cannot be stored is refused here, and nobody else holds the copy."""
+    try:
+        copy: dict[str, JSON] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be a JSON object: {error}") from None
+    return copy
