@@ -1,0 +1,195 @@
+"""A middleware's options, and one request's way past them: what every adapter shares. Pure.
+
+An adapter makes one ``Policy`` when it starts. For each request it asks for a ``Visit``, cuts the key out
+of the URL as the visit says, has the visit admitted by an authenticator, and lets the application go on
+or answers with the refusal. Views ask the visit for what they need.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from .credentials import DEFAULT_CARRIERS, Carrier, Credential, HeaderReader, Query, read
+from .decisions import Identity, Networks, client_address, networks
+from .errors import AmbiguousKey, ConfigurationError, MissingKey, Refusal
+from .responses import Response, guard, respond, vary_on
+
+IDENTITY = "apikey_auth.identity"
+"""Where a WSGI environ or an ASGI scope holds the ``Identity`` of a request that came with a good key."""
+
+VISIT = "apikey_auth.visit"
+"""Where it holds the ``Visit``."""
+
+UNIX = "unix"
+
+
+class Options(TypedDict, total=False):
+    """The options of every ``APIKeyMiddleware``.
+
+    ``required``: no key, no entry; otherwise a request without a key goes on as a visitor's.
+    ``exempt``: paths where no key is looked for, exact or a prefix that ends in ``/`` (``/`` alone is just
+    the root), below the application's mount point; a path with ``..`` or ``//`` in it never matches.
+    ``carriers``: where keys are looked for, ``[Header("apikey"), Query("apikey")]`` by default.
+    ``on_invalid``: ``"reject"``, or ``"anonymous"`` to treat who comes with a bad key (401) as a visitor.
+    ``realm``: the realm that challenges name.
+    ``trusted_proxies``: CIDR blocks whose ``X-Forwarded-For`` is believed, ``"unix"`` for a Unix socket.
+    """
+
+    required: bool
+    exempt: Sequence[str]
+    carriers: Sequence[Carrier]
+    on_invalid: Literal["reject", "anonymous"]
+    realm: str
+    trusted_proxies: Sequence[str]
+
+
+class Policy:
+    """The options of a middleware, checked once. Raises ConfigurationError for one that will not do."""
+
+    __slots__ = ("carriers", "exact", "on_invalid", "prefixes", "proxies", "realm", "required", "unix", "vary")
+
+    def __init__(
+        self,
+        *,
+        required: bool = False,
+        exempt: Sequence[str] = (),
+        carriers: Sequence[Carrier] = DEFAULT_CARRIERS,
+        on_invalid: Literal["reject", "anonymous"] = "reject",
+        realm: str = "api",
+        trusted_proxies: Sequence[str] = (),
+    ) -> None:
+        if on_invalid not in ("reject", "anonymous"):
+            raise ConfigurationError(f"on_invalid is 'reject' or 'anonymous', not {on_invalid!r}")
+        if not realm.isprintable() or not realm.isascii() or '"' in realm or "\\" in realm:
+            raise ConfigurationError(f"the realm {realm!r} must be printable ASCII without quote or backslash")
+        self.required = required
+        self.on_invalid = on_invalid
+        self.realm = realm
+        self.carriers = _checked_carriers(carriers)
+        self.vary = vary_on(self.carriers)
+        paths = _checked_paths(exempt)
+        self.exact = frozenset(path for path in paths if path == "/" or not path.endswith("/"))
+        self.prefixes = tuple(path for path in paths if path not in self.exact)
+        self.proxies, self.unix = _checked_proxies(trusted_proxies)
+
+    def visit(
+        self, method: str, path: str, header: HeaderReader, query: str = "", peer: str | None = None
+    ) -> "Visit":
+        """Read what a request says of its key.
+
+        ``path`` is the decoded path below the application's mount point, ``peer`` the address of the other
+        end of the connection.
+        """
+        if self.proxies or self.unix:
+            peer = client_address(peer, header("X-Forwarded-For"), self.proxies, self.unix)
+        exempt = self.exempts(path) or _is_preflight(method, header)
+        return Visit(self, method, read(self.carriers, header, query), exempt, peer)
+
+    def exempts(self, path: str) -> bool:
+        """Say whether no key is looked for under a path."""
+        if path in self.exact:
+            return True
+        return path.startswith(self.prefixes) and ".." not in path and "//" not in path
+
+
+class Visit:
+    """One request: what it carried, who it turned out to be, or why it was turned away.
+
+    ``identity`` and ``refusal`` are set by the authenticator that admits it, ``authority`` names that one.
+    """
+
+    __slots__ = ("address", "authority", "credential", "exempt", "identity", "method", "policy", "refusal")
+
+    def __init__(
+        self, policy: Policy, method: str, credential: Credential, exempt: bool, address: str | None
+    ) -> None:
+        self.policy = policy
+        self.method = method
+        self.credential = credential
+        self.exempt = exempt
+        self.address = address
+        self.authority: object = None
+        self.identity: Identity[Any] | None = None
+        self.refusal: Refusal | None = None
+        if credential.text is None:
+            self.refusal = AmbiguousKey() if credential.ambiguous else MissingKey()
+
+    @property
+    def text(self) -> str | None:
+        """The key to check; None where there is nothing to check."""
+        return None if self.exempt else self.credential.text
+
+    @property
+    def turned_away(self) -> Refusal | None:
+        """The refusal that ends the request before the application; None if it may go on."""
+        refusal, policy = self.refusal, self.policy
+        if refusal is None or self.exempt:
+            return None
+        if not policy.required:
+            if isinstance(refusal, MissingKey):
+                return None
+            if refusal.status == 401 and policy.on_invalid == "anonymous":
+                return None
+        return refusal
+
+    def admitted_by(self, authority: object) -> bool:
+        """Say whether this authenticator found out who it is, so that it need not be asked again."""
+        return self.identity is not None and self.authority is authority
+
+    def require(self, *scopes: str) -> Identity[Any]:
+        """Give the identity to a view that needs one with these scopes.
+
+        Raises the refusal that the key met, MissingKey where there was no key, or InsufficientScope.
+        """
+        if self.identity is None:
+            raise self.refusal or MissingKey()
+        self.identity.require(*scopes)
+        return self.identity
+
+    def respond(self, refusal: Refusal) -> Response:
+        """Answer the request with a refusal."""
+        policy = self.policy
+        return respond(refusal, policy.carriers, policy.realm, self.method, self.credential.in_url)
+
+    def guard(self, present: Mapping[str, str]) -> Mapping[str, str]:
+        """Tell which headers keep the application's answer private; see ``responses.guard``."""
+        vary = "" if self.exempt else self.policy.vary
+        return guard(vary, self.credential.carried, self.credential.in_url, present)
+
+
+def visit_of(holder: Mapping[str, Any]) -> Visit:
+    """Find the visit in a WSGI environ or an ASGI scope. Raises ConfigurationError for none."""
+    visit = holder.get(VISIT)
+    if not isinstance(visit, Visit):
+        raise ConfigurationError("this request did not pass an APIKeyMiddleware; add it to the application")
+    return visit
+
+
+def _is_preflight(method: str, header: HeaderReader) -> bool:
+    """Recognise a CORS preflight, which browsers send without credentials (Fetch section 3.2.2)."""
+    if method != "OPTIONS":
+        return False
+    return header("Origin") is not None and header("Access-Control-Request-Method") is not None
+
+
+def _checked_carriers(carriers: Sequence[Carrier]) -> tuple[Carrier, ...]:
+    if not carriers or not all(isinstance(carrier, Carrier) for carrier in carriers):
+        raise ConfigurationError("carriers is a list of Header(…), Query(…) and Bearer(), one at least")
+    places = [(isinstance(carrier, Query), carrier.name.lower()) for carrier in carriers]
+    if len(set(places)) < len(places):
+        raise ConfigurationError("two carriers read the same place")
+    return tuple(carriers)
+
+
+def _checked_paths(paths: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(paths, str) or not all(path.startswith("/") for path in paths):
+        raise ConfigurationError(f"exempt is a list of paths that start with '/', not {paths!r}")
+    return tuple(paths)
+
+
+def _checked_proxies(proxies: Sequence[str]) -> tuple[Networks, bool]:
+    if isinstance(proxies, str):
+        raise ConfigurationError(f"trusted_proxies is a list; did you mean [{proxies!r}]?")
+    try:
+        return networks(tuple(proxy for proxy in proxies if proxy != UNIX)), UNIX in proxies
+    except ValueError as error:
+        raise ConfigurationError(f"trusted_proxies: {error}") from None

@@ -1,0 +1,129 @@
+"""From refusals to HTTP, and the headers that keep an answer private: the only place for either.
+
+Bodies are problem details (RFC 9457). Nothing here depends on a framework: a ``Response`` is a status,
+header pairs and a body, and each adapter turns it into its own kind.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+
+from .credentials import Bearer, Carrier, Query
+from .errors import InsufficientScope, MissingKey, Refusal, StoreUnavailable
+
+GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
+"""The headers of an application's answer that ``guard`` has a say in, in lower case."""
+
+_BEARER_ERRORS = {400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope"}
+_DIRECTIVE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')  # Cache-Control, RFC 9111 section 5.2
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer in no framework's terms."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase, as ``Not Found``."""
+        return HTTPStatus(self.status).phrase
+
+
+def respond(refusal: Refusal, carriers: Sequence[Carrier], realm: str, method: str, in_url: bool) -> Response:
+    """Turn a refusal into its answer; the body of a HEAD is empty, its headers are those of the GET."""
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(refusal.status).phrase,
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "code": refusal.code,
+    }
+    body = json.dumps(problem).encode("ascii")
+    headers = [
+        ("Content-Type", "application/problem+json"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        *(("WWW-Authenticate", challenge) for challenge in challenges(refusal, carriers, realm)),
+    ]
+    if isinstance(refusal, StoreUnavailable):
+        headers.append(("Retry-After", str(refusal.retry_after)))
+    if vary := vary_on(carriers):
+        headers.append(("Vary", vary))
+    if in_url:
+        headers.append(("Referrer-Policy", "no-referrer"))
+    return Response(refusal.status, tuple(headers), b"" if method == "HEAD" else body)
+
+
+def challenges(refusal: Refusal, carriers: Sequence[Carrier], realm: str) -> Iterable[str]:
+    """Write the challenges of a refusal: ``ApiKey`` with every 401, RFC 6750's where Bearer is taken."""
+    named = next((carrier for carrier in carriers if not isinstance(carrier, Bearer)), None)
+    if named is not None and refusal.status == 401:
+        place = "query" if isinstance(named, Query) else "header"
+        yield f'ApiKey realm="{realm}", in="{place}", name="{named.name}"'
+    error = _BEARER_ERRORS.get(refusal.status)
+    if error is not None and any(isinstance(carrier, Bearer) for carrier in carriers):
+        challenge = f'Bearer realm="{realm}"'
+        if not isinstance(refusal, MissingKey):  # RFC 6750 section 3.1: no error without credentials
+            challenge += f', error="{error}"'
+        if isinstance(refusal, InsufficientScope):
+            challenge += f', scope="{" ".join(refusal.missing)}"'
+        yield challenge
+
+
+def vary_on(carriers: Sequence[Carrier]) -> str:
+    """Name the request headers that an answer depends on."""
+    return ", ".join(carrier.name for carrier in carriers if not isinstance(carrier, Query))
+
+
+def guard(vary: str, carried: bool, in_url: bool, present: Mapping[str, str]) -> Mapping[str, str]:
+    """Tell which headers to put on an application's answer, in place of its own of that name.
+
+    RFC 9111 (section 3.5) keeps shared caches from storing an answer only where the request had an
+    ``Authorization`` header, so an answer to any other key has to say it itself. ``present`` holds the
+    application's headers out of ``GUARDED`` by their lower-case names, several of one name joined with
+    commas. What the application set is made stricter and never weaker.
+    """
+    if not present:
+        return _plain_guard(vary, carried, in_url)
+    headers = {}
+    if vary and (value := _merged_vary(present.get("vary", ""), vary)) is not None:
+        headers["Vary"] = value
+    if carried:
+        directive = "no-store" if in_url else "private"
+        if (value := _stricter(present.get("cache-control", ""), directive)) is not None:
+            headers["Cache-Control"] = value
+    if in_url:
+        headers["Referrer-Policy"] = "no-referrer"
+    return headers
+
+
+def _plain_guard(vary: str, carried: bool, in_url: bool) -> Mapping[str, str]:
+    headers = {"Vary": vary} if vary else {}
+    if carried:
+        headers["Cache-Control"] = "no-store" if in_url else "private"
+    if in_url:
+        headers["Referrer-Policy"] = "no-referrer"
+    return MappingProxyType(headers)
+
+
+def _merged_vary(present: str, vary: str) -> str | None:
+    names = [name.strip() for name in present.split(",") if name.strip()]
+    known = {name.lower() for name in names}
+    missing = [name for name in vary.split(", ") if name.lower() not in known]
+    return None if "*" in known or not missing else ", ".join(names + missing)
+
+
+def _stricter(present: str, directive: str) -> str | None:
+    """Add a directive; None where the answer is that strict already, or stricter."""
+    directives = [each.strip() for each in _DIRECTIVE.findall(present) if each.strip()]
+    known = {each.lower() for each in directives}
+    if directive in known or "no-store" in known:
+        return None
+    kept = [each for each in directives if each.lower() != "public" and not each.lower().startswith("s-maxage")]
+    return ", ".join([*kept, directive])
