@@ -1,0 +1,218 @@
+"""From a key's text to the identity it stands for. The two classes are twins: one text, two colours.
+
+Policy lives here and only here: who is let in is decided by the functions of ``decisions`` and called
+from these two classes. An adapter asks and translates.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+from functools import cached_property
+from typing import Generic, overload
+
+from .decisions import Identity, Owner, U_co, check_request, identify, judge
+from .errors import Refusal, StoreUnavailable
+from .keys import APIKey, KeyScheme
+from .manage import AsyncKeyManager, KeyManager, utc_now
+from .policy import Visit
+from .stores.protocol import READING, AsyncKeyReader, KeyReader, check_colour, check_store
+
+logger = logging.getLogger("apikey_auth")
+
+
+def _as_owner(owner: str) -> Owner:
+    return Owner(owner)
+
+
+async def _as_async_owner(owner: str) -> Owner:
+    return Owner(owner)
+
+
+def _unavailable(what: str, error: Exception) -> StoreUnavailable:
+    """Take a failure for what it says about the key, which is nothing."""
+    logger.error("%s failed; the request is answered with 503", what, exc_info=error)
+    return StoreUnavailable(f"{what} failed: {type(error).__name__}")
+
+
+class Authenticator(Generic[U_co]):
+    """Resolves keys for a WSGI application, a script or a thread.
+
+    ``load_user`` turns an owner into the application's user; None, or a user whose ``is_active`` is false,
+    ends the key. It is called for every request. Without it the user is an ``Owner``. ``clock`` tells the
+    time, aware.
+
+    Raises ConfigurationError for a store or a loader that is async or lacks a method.
+    """
+
+    @overload
+    def __init__(
+        self: "Authenticator[Owner]",
+        store: KeyReader,
+        scheme: KeyScheme = ...,
+        *,
+        clock: Callable[[], datetime] = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        store: KeyReader,
+        scheme: KeyScheme = ...,
+        *,
+        load_user: Callable[[str], U_co | None],
+        clock: Callable[[], datetime] = ...,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        store: KeyReader,
+        scheme: KeyScheme | None = None,
+        *,
+        load_user: Callable[[str], object] = _as_owner,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        check_store(store, READING, asynchronous=False)
+        check_colour("load_user", load_user, asynchronous=False)
+        self.store = store
+        self.scheme = scheme or KeyScheme()
+        self._load_user = load_user
+        self._clock = clock
+
+    @cached_property
+    def keys(self) -> KeyManager:
+        """The manager of this authenticator's keys. Raises ConfigurationError if the store only reads."""
+        return KeyManager(self.store, self.scheme, clock=self._clock)
+
+    def authenticate(
+        self, text: str, *, address: str | None = None, scopes: Iterable[str] = ()
+    ) -> Identity[U_co]:
+        """Resolve a key's text to the identity it stands for.
+
+        ``address`` is the client's, ``scopes`` are those the request needs. Raises AuthenticationError for
+        a key that may not do this, and StoreUnavailable, which is none, where it could not be found out.
+        """
+        key = self._verify(text)
+        identity = identify(key, self._user(key.owner))
+        check_request(key, address, scopes)
+        return identity
+
+    def admit(self, visit: Visit) -> None:
+        """Authenticate a visit's key, if it brought one, and leave what came of it on the visit."""
+        if visit.text is None:
+            return
+        try:
+            visit.identity = self.authenticate(visit.text, address=visit.address)
+            visit.authority = self
+        except Refusal as refusal:
+            visit.refusal = refusal.with_traceback(None)  # its frames hold the key's text
+
+    def _verify(self, text: str) -> APIKey:
+        """Answer what holds for the key whatever the request: the part that may be remembered."""
+        presented = self.scheme.parse(text)
+        try:
+            key = self.store.get(presented.id)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise _unavailable("the key store", error) from error
+        return judge(key, presented, self.scheme, self._clock())
+
+    def _user(self, owner: str) -> U_co | None:
+        try:
+            return self._load_user(owner)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise _unavailable("the user loader", error) from error
+
+
+class AsyncAuthenticator(Generic[U_co]):
+    """Resolves keys for an ASGI application.
+
+    ``load_user`` turns an owner into the application's user; None, or a user whose ``is_active`` is false,
+    ends the key. It is called for every request. Without it the user is an ``Owner``. ``clock`` tells the
+    time, aware.
+
+    Raises ConfigurationError for a store or a loader that is not async or lacks a method.
+    """
+
+    @overload
+    def __init__(
+        self: "AsyncAuthenticator[Owner]",
+        store: AsyncKeyReader,
+        scheme: KeyScheme = ...,
+        *,
+        clock: Callable[[], datetime] = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        store: AsyncKeyReader,
+        scheme: KeyScheme = ...,
+        *,
+        load_user: Callable[[str], Awaitable[U_co | None]],
+        clock: Callable[[], datetime] = ...,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        store: AsyncKeyReader,
+        scheme: KeyScheme | None = None,
+        *,
+        load_user: Callable[[str], Awaitable[object]] = _as_async_owner,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        check_store(store, READING, asynchronous=True)
+        check_colour("load_user", load_user, asynchronous=True)
+        self.store = store
+        self.scheme = scheme or KeyScheme()
+        self._load_user = load_user
+        self._clock = clock
+
+    @cached_property
+    def keys(self) -> AsyncKeyManager:
+        """The manager of this authenticator's keys. Raises ConfigurationError if the store only reads."""
+        return AsyncKeyManager(self.store, self.scheme, clock=self._clock)
+
+    async def authenticate(
+        self, text: str, *, address: str | None = None, scopes: Iterable[str] = ()
+    ) -> Identity[U_co]:
+        """Resolve a key's text to the identity it stands for.
+
+        ``address`` is the client's, ``scopes`` are those the request needs. Raises AuthenticationError for
+        a key that may not do this, and StoreUnavailable, which is none, where it could not be found out.
+        """
+        key = await self._verify(text)
+        identity = identify(key, await self._user(key.owner))
+        check_request(key, address, scopes)
+        return identity
+
+    async def admit(self, visit: Visit) -> None:
+        """Authenticate a visit's key, if it brought one, and leave what came of it on the visit."""
+        if visit.text is None:
+            return
+        try:
+            visit.identity = await self.authenticate(visit.text, address=visit.address)
+            visit.authority = self
+        except Refusal as refusal:
+            visit.refusal = refusal.with_traceback(None)  # its frames hold the key's text
+
+    async def _verify(self, text: str) -> APIKey:
+        """Answer what holds for the key whatever the request: the part that may be remembered."""
+        presented = self.scheme.parse(text)
+        try:
+            key = await self.store.get(presented.id)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise _unavailable("the key store", error) from error
+        return judge(key, presented, self.scheme, self._clock())
+
+    async def _user(self, owner: str) -> U_co | None:
+        try:
+            return await self._load_user(owner)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise _unavailable("the user loader", error) from error

@@ -1,0 +1,78 @@
+"""Bridges from a blocking store to asyncio: one that uses threads, and one that does not."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import ParamSpec, TypeVar
+
+from ..errors import ConfigurationError
+from ..keys import APIKey
+from .protocol import READING, Changes, KeyReader, KeyStore, Page, Revision, check_store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Bridge:
+    """An ``AsyncKeyStore`` over a ``KeyStore``; it can do what the store behind it can."""
+
+    def __init__(self, store: KeyReader) -> None:
+        if isinstance(store, _Bridge):
+            raise ConfigurationError(f"{type(store).__name__} is a bridge already")
+        check_store(store, READING, asynchronous=False)
+        self.wrapped = store
+
+    async def _run(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        raise NotImplementedError
+
+    @property
+    def _store(self) -> KeyStore:
+        return self.wrapped  # type: ignore[return-value]  # who needs more than get() has checked for it
+
+    async def get(self, key_id: str, /) -> APIKey | None:
+        return await self._run(self.wrapped.get, key_id)
+
+    async def add(self, key: APIKey, /) -> None:
+        await self._run(self._store.add, key)
+
+    async def swap(self, old: APIKey, new: APIKey, /, successor: APIKey | None = None) -> bool:
+        return await self._run(self._store.swap, old, new, successor=successor)
+
+    async def revoke_all(self, owner: str | None, at: datetime, reason: str | None, /) -> int:
+        return await self._run(self._store.revoke_all, owner, at, reason)
+
+    async def find(
+        self,
+        *,
+        owner: str | None = None,
+        live_at: datetime | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        return await self._run(self._store.find, owner=owner, live_at=live_at, after=after, limit=limit)
+
+    async def count(self, *, owner: str | None = None, live_at: datetime | None = None) -> int:
+        return await self._run(self._store.count, owner=owner, live_at=live_at)
+
+    async def purge(self, before: datetime, /) -> int:
+        return await self._run(self._store.purge, before)
+
+    async def touch(self, used: Mapping[str, datetime], /) -> None:
+        await self._run(self._store.touch, used)
+
+    async def changes(self, since: Revision | None, /) -> Changes:
+        return await self._run(self._store.changes, since)
+
+
+class InThread(_Bridge):
+    """For a store that may block: each call runs in a thread of the event loop's own pool."""
+
+    async def _run(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(method, *args, **kwargs)
+
+
+class Inline(_Bridge):
+    """For a store that never blocks, such as ``MemoryKeyStore``: each call runs where it is made."""
+
+    async def _run(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return method(*args, **kwargs)

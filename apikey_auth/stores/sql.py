@@ -1,0 +1,466 @@
+"""Keys in a SQL database, by way of SQLAlchemy Core; here SQLite.
+
+Each operation is a script: a generator that yields statements, is sent their results and returns its
+answer. It is written once and knows nothing of connections; the two classes run scripts, one blocking,
+one with asyncio, and that is all the I/O there is.
+
+Every script that changes records moves the counter in ``apikey_auth_state`` first, so that changes get
+their revisions in the order in which they are committed.
+"""
+
+import os
+import secrets
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from time import monotonic, sleep
+from typing import Any, TypeAlias, TypeVar
+
+try:
+    import sqlalchemy as sa
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+    from sqlalchemy.schema import CreateIndex, CreateTable
+except ImportError as error:  # pragma: no cover
+    raise ImportError("the SQL store needs SQLAlchemy: pip install 'apikey_auth[sql]'") from error
+
+from ..errors import ConfigurationError, DuplicateKey, StoreUnavailable
+from ..keys import MAX_NAME, APIKey
+from .protocol import MAX_CHANGES, Changes, Page, Revision, check_swap
+
+T = TypeVar("T")
+Step: TypeAlias = "tuple[sa.Executable] | tuple[sa.Executable, Sequence[Mapping[str, object]]]"
+Script: TypeAlias = Generator[Step, sa.CursorResult[Any], T]
+
+SCHEMA_VERSION = 1
+
+
+class UTCDateTime(sa.types.TypeDecorator[datetime]):
+    """Aware UTC in and out, on databases that keep no time zone."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+metadata = sa.MetaData()
+
+KEYS = sa.Table(
+    "apikey_auth_keys",
+    metadata,
+    sa.Column("id", sa.String(MAX_NAME), primary_key=True),
+    sa.Column("owner", sa.String(MAX_NAME), nullable=False),
+    sa.Column("digest", sa.String(MAX_NAME), nullable=False),
+    sa.Column("name", sa.String(MAX_NAME), nullable=False),
+    sa.Column("prefix", sa.String(MAX_NAME), nullable=False),
+    sa.Column("last4", sa.String(4), nullable=False),
+    sa.Column("scopes", sa.JSON(none_as_null=True)),
+    sa.Column("addresses", sa.JSON(none_as_null=True)),
+    sa.Column("created_at", UTCDateTime, nullable=False),
+    sa.Column("created_by", sa.String(MAX_NAME)),
+    sa.Column("expires_at", UTCDateTime),
+    sa.Column("disabled", sa.Boolean, nullable=False),
+    sa.Column("revoked_at", UTCDateTime),
+    sa.Column("revoked_reason", sa.Text),
+    sa.Column("rotated_to", sa.String(MAX_NAME)),
+    sa.Column("rotated_from", sa.String(MAX_NAME)),
+    sa.Column("grace_until", UTCDateTime),
+    sa.Column("last_used_at", UTCDateTime),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),  # of the record's last change
+    sqlite_with_rowid=False,
+)
+INDEXES = (
+    sa.Index("apikey_auth_keys_owner", KEYS.c.owner, KEYS.c.id),
+    sa.Index("apikey_auth_keys_revision", KEYS.c.revision),
+)
+
+STATE = sa.Table(  # one row
+    "apikey_auth_state",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("schema_version", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.String(32), nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("floor", sa.BigInteger, nullable=False),  # the revision of the last purge
+)
+
+_RECORD = tuple(KEYS.c[field.name] for field in fields(APIKey))
+_GET = sa.select(*_RECORD).where(KEYS.c.id == sa.bindparam("key_id"))
+_TOUCH = (
+    sa.update(KEYS)
+    .where(KEYS.c.id == sa.bindparam("key_id"))
+    .where(sa.or_(KEYS.c.last_used_at.is_(None), KEYS.c.last_used_at < sa.bindparam("used")))
+    .values(last_used_at=sa.bindparam("used"))
+)
+
+
+def _create_schema() -> Script[None]:
+    for table in (KEYS, STATE):
+        yield (CreateTable(table, if_not_exists=True),)
+    for index in INDEXES:
+        yield (CreateIndex(index, if_not_exists=True),)
+    missing = sa.select(
+        sa.literal(1), sa.literal(SCHEMA_VERSION), sa.literal(secrets.token_hex(16)), sa.literal(0), sa.literal(0)
+    ).where(~sa.exists(sa.select(STATE.c.id)))
+    yield (sa.insert(STATE).from_select([column.name for column in STATE.c], missing),)
+
+
+def _get(key_id: str) -> Script[APIKey | None]:
+    row = (yield _GET.params(key_id=key_id),).first()
+    return None if row is None else _key(row)
+
+
+def _add(key: APIKey, revision: int = 0) -> Script[None]:
+    yield (sa.insert(KEYS).values(revision=revision, **_values(key)),)
+
+
+def _swap(old: APIKey, new: APIKey, successor: APIKey | None) -> Script[bool]:
+    revision = yield from _advance()
+    values = _values(new)
+    del values["last_used_at"]
+    this = sa.and_(KEYS.c.id == old.id, KEYS.c.version == old.version)
+    changed = yield (sa.update(KEYS).where(this).values(revision=revision, **values),)
+    if changed.rowcount == 0:
+        return False
+    if successor is not None:
+        yield from _add(successor)
+    return True
+
+
+def _revoke_all(owner: str | None, at: datetime, reason: str | None) -> Script[int]:
+    revision = yield from _advance()
+    unrevoked = sa.and_(KEYS.c.revoked_at.is_(None), _matching(owner, None))
+    revoked = yield (
+        sa.update(KEYS)
+        .where(unrevoked)
+        .values(revoked_at=at, revoked_reason=reason, version=KEYS.c.version + 1, revision=revision),
+    )
+    return revoked.rowcount
+
+
+def _find(owner: str | None, live_at: datetime | None, after: str | None, limit: int) -> Script[Page]:
+    query = sa.select(*_RECORD).where(_matching(owner, live_at)).order_by(KEYS.c.id).limit(limit + 1)
+    if after is not None:
+        query = query.where(KEYS.c.id > after)
+    rows = (yield (query,)).all()
+    items = tuple(map(_key, rows[:limit]))
+    return Page(items, items[-1].id if len(rows) > limit else None)
+
+
+def _count(owner: str | None, live_at: datetime | None) -> Script[int]:
+    found = yield (sa.select(sa.func.count()).select_from(KEYS).where(_matching(owner, live_at)),)
+    return int(found.scalar_one())
+
+
+def _purge(before: datetime) -> Script[int]:
+    revision = yield from _advance()
+    yield (sa.update(STATE).values(floor=revision),)
+    ends = (KEYS.c.revoked_at, KEYS.c.expires_at, KEYS.c.grace_until)
+    deleted = yield (sa.delete(KEYS).where(sa.or_(*(end < before for end in ends))),)
+    return deleted.rowcount
+
+
+def _touch(used: Mapping[str, datetime]) -> Script[None]:
+    if used:
+        yield _TOUCH, [{"key_id": key_id, "used": used[key_id]} for key_id in sorted(used)]
+
+
+def _changes(since: Revision | None) -> Script[Changes]:
+    number = -1 if since is None else since.number
+    joined = STATE.outerjoin(KEYS, sa.and_(KEYS.c.revision > number, sa.literal(since is not None)))
+    rows = (
+        yield (
+            sa.select(STATE.c.epoch, STATE.c.revision, STATE.c.floor, KEYS.c.id)
+            .select_from(joined)
+            .limit(MAX_CHANGES + 1),
+        )
+    ).all()
+    epoch, revision, floor, _ = rows[0]
+    now = Revision(epoch, revision)
+    known = since is not None and since.epoch == epoch and floor <= since.number <= revision
+    if not known or len(rows) > MAX_CHANGES:
+        return Changes(now, None)
+    return Changes(now, frozenset(row.id for row in rows if row.id is not None))
+
+
+def _advance() -> Script[int]:
+    """Move the counter, which locks it until the commit: revisions are committed in their order."""
+    moved = yield (sa.update(STATE).values(revision=STATE.c.revision + 1),)
+    if moved.rowcount != 1:
+        raise StoreUnavailable("the table apikey_auth_state is empty; create_schema() fills it")
+    return int((yield (sa.select(STATE.c.revision),)).scalar_one())
+
+
+def _matching(owner: str | None, live_at: datetime | None) -> sa.ColumnElement[bool]:
+    """The SQL of ``decisions.state`` being None, and of an owner."""
+    conditions: list[sa.ColumnElement[bool]] = [] if owner is None else [KEYS.c.owner == owner]
+    if live_at is not None:
+        conditions += [KEYS.c.revoked_at.is_(None), ~KEYS.c.disabled]
+        conditions += [sa.or_(end.is_(None), end > live_at) for end in (KEYS.c.expires_at, KEYS.c.grace_until)]
+    return sa.and_(sa.true(), *conditions)
+
+
+def _values(key: APIKey) -> dict[str, Any]:
+    return {field.name: getattr(key, field.name) for field in fields(APIKey)}
+
+
+def _key(row: sa.Row[Any]) -> APIKey:
+    return APIKey(*row)
+
+
+@contextmanager
+def _translated(key: APIKey | None = None) -> Iterator[None]:
+    """Turn what a driver raises into what the protocol promises."""
+    try:
+        yield
+    except sa.exc.IntegrityError as error:
+        if key is None:
+            raise StoreUnavailable(f"the database refused a statement: {type(error.orig).__name__}") from error
+        raise DuplicateKey(key.id) from error
+    except sa.exc.SQLAlchemyError as error:
+        original = getattr(error, "orig", None) or error
+        raise StoreUnavailable(f"the database failed: {original}") from error
+
+
+def _checked_url(url: str | sa.URL, *, asynchronous: bool) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ConfigurationError(f"{url!r} is no database URL, such as sqlite:///keys.db") from error
+    if parsed.get_backend_name() != "sqlite":
+        raise ConfigurationError(f"the SQL store is for SQLite, not for {parsed.get_backend_name()!r}")
+    if parsed.database in (None, "", ":memory:") or parsed.query.get("mode") == "memory":
+        raise ConfigurationError(
+            "an in-memory SQLite database is one connection's own; use a file, or MemoryKeyStore()"
+        )
+    return parsed.set(drivername="sqlite+aiosqlite" if asynchronous else "sqlite+pysqlite")
+
+
+def _engine_options(timeout: float) -> dict[str, Any]:
+    return {"connect_args": {"timeout": timeout}, "pool_timeout": timeout, "hide_parameters": True}
+
+
+def _prepare(engine: sa.Engine, timeout: float) -> None:
+    """Give an engine its transactions: writers queue up for the file, readers never wait for them."""
+
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # no BEGIN but ours: sqlite3's own comes too late, and takes no lock
+        cursor = connection.cursor()
+        _enter_wal(cursor, timeout)
+        cursor.close()
+
+    def begun(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("apikey_auth_writes"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sa.event.listen(engine, "connect", connected)
+    sa.event.listen(engine, "begin", begun)
+    # A connection that two processes share breaks the file: a child starts with none.
+    disposal = weakref.WeakMethod(engine.dispose)
+    os.register_at_fork(after_in_child=lambda: (dispose := disposal()) and dispose(close=False))
+
+
+def _enter_wal(cursor: Any, timeout: float) -> None:
+    """Switch the file to write-ahead logging, for which SQLite does not wait as it does for other locks."""
+    deadline = monotonic() + timeout
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except Exception as error:
+            if "locked" not in str(error) or monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
+
+
+class SQLKeyStore:
+    """A ``KeyStore`` in a SQLite file: ``SQLKeyStore("sqlite:///keys.db")``.
+
+    Any number of processes and threads may use the file at once. ``create=True`` makes the tables on first
+    use, ``create_schema()`` makes them now. ``timeout``, in seconds, is the longest that a call waits for
+    a connection, and the longest that it waits for another writer.
+
+    Raises ConfigurationError for a URL that will not do.
+    """
+
+    def __init__(self, url: str | sa.URL, *, create: bool = False, timeout: float = 5.0) -> None:
+        checked = _checked_url(url, asynchronous=False)
+        self._engine: sa.Engine = sa.create_engine(checked, **_engine_options(timeout))
+        _prepare(self._engine, timeout)
+        self._writing = self._engine.execution_options(apikey_auth_writes=True)
+        self._create = create
+
+    def create_schema(self) -> None:
+        """Make the tables where they are missing; what is there stays."""
+        with _translated():
+            with self._writing.begin() as connection:
+                self._play(connection, _create_schema())
+        self._create = False
+
+    def get(self, key_id: str, /) -> APIKey | None:
+        return self._read(_get(key_id))
+
+    def add(self, key: APIKey, /) -> None:
+        self._write(_add(key), key)
+
+    def swap(self, old: APIKey, new: APIKey, /, successor: APIKey | None = None) -> bool:
+        check_swap(old, new)
+        return self._write(_swap(old, new, successor), successor)
+
+    def revoke_all(self, owner: str | None, at: datetime, reason: str | None, /) -> int:
+        return self._write(_revoke_all(owner, at, reason))
+
+    def find(
+        self,
+        *,
+        owner: str | None = None,
+        live_at: datetime | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        return self._read(_find(owner, live_at, after, limit))
+
+    def count(self, *, owner: str | None = None, live_at: datetime | None = None) -> int:
+        return self._read(_count(owner, live_at))
+
+    def purge(self, before: datetime, /) -> int:
+        return self._write(_purge(before))
+
+    def touch(self, used: Mapping[str, datetime], /) -> None:
+        self._write(_touch(used))
+
+    def changes(self, since: Revision | None, /) -> Changes:
+        return self._read(_changes(since))
+
+    def close(self) -> None:
+        """Close the connections that are not in use; the store opens new ones when it is used again."""
+        self._engine.dispose()
+
+    def _read(self, script: Script[T]) -> T:
+        """Run a script of one statement, outside any transaction."""
+        if self._create:
+            self.create_schema()
+        with _translated():
+            with self._engine.connect() as connection:
+                return self._play(connection, script)
+
+    def _write(self, script: Script[T], added: APIKey | None = None) -> T:
+        """Run a script in a transaction of its own, and keep all of it or nothing."""
+        if self._create:
+            self.create_schema()
+        with _translated(added):
+            with self._writing.connect() as connection:
+                answer = self._play(connection, script)
+                if answer is not False:  # a swap that came too late leaves nothing behind, no revision either
+                    connection.commit()
+                return answer
+
+    def _play(self, connection: sa.Connection, script: Script[T]) -> T:
+        try:
+            step = next(script)
+            while True:
+                step = script.send(connection.execute(*step))
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+
+
+class AsyncSQLKeyStore:
+    """An ``AsyncKeyStore`` in a SQLite file: ``AsyncSQLKeyStore("sqlite:///keys.db")``.
+
+    Any number of processes and tasks may use the file at once. ``create=True`` makes the tables on first
+    use, ``create_schema()`` makes them now. ``timeout``, in seconds, is the longest that a call waits for
+    a connection, and the longest that it waits for another writer.
+
+    Raises ConfigurationError for a URL that will not do.
+    """
+
+    def __init__(self, url: str | sa.URL, *, create: bool = False, timeout: float = 5.0) -> None:
+        checked = _checked_url(url, asynchronous=True)
+        self._engine: AsyncEngine = create_async_engine(checked, **_engine_options(timeout))
+        _prepare(self._engine.sync_engine, timeout)
+        self._writing = self._engine.execution_options(apikey_auth_writes=True)
+        self._create = create
+
+    async def create_schema(self) -> None:
+        """Make the tables where they are missing; what is there stays."""
+        with _translated():
+            async with self._writing.begin() as connection:
+                await self._play(connection, _create_schema())
+        self._create = False
+
+    async def get(self, key_id: str, /) -> APIKey | None:
+        return await self._read(_get(key_id))
+
+    async def add(self, key: APIKey, /) -> None:
+        await self._write(_add(key), key)
+
+    async def swap(self, old: APIKey, new: APIKey, /, successor: APIKey | None = None) -> bool:
+        check_swap(old, new)
+        return await self._write(_swap(old, new, successor), successor)
+
+    async def revoke_all(self, owner: str | None, at: datetime, reason: str | None, /) -> int:
+        return await self._write(_revoke_all(owner, at, reason))
+
+    async def find(
+        self,
+        *,
+        owner: str | None = None,
+        live_at: datetime | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        return await self._read(_find(owner, live_at, after, limit))
+
+    async def count(self, *, owner: str | None = None, live_at: datetime | None = None) -> int:
+        return await self._read(_count(owner, live_at))
+
+    async def purge(self, before: datetime, /) -> int:
+        return await self._write(_purge(before))
+
+    async def touch(self, used: Mapping[str, datetime], /) -> None:
+        await self._write(_touch(used))
+
+    async def changes(self, since: Revision | None, /) -> Changes:
+        return await self._read(_changes(since))
+
+    async def close(self) -> None:
+        """Close the connections that are not in use; the store opens new ones when it is used again."""
+        await self._engine.dispose()
+
+    async def _read(self, script: Script[T]) -> T:
+        """Run a script of one statement, outside any transaction."""
+        if self._create:
+            await self.create_schema()
+        with _translated():
+            async with self._engine.connect() as connection:
+                return await self._play(connection, script)
+
+    async def _write(self, script: Script[T], added: APIKey | None = None) -> T:
+        """Run a script in a transaction of its own, and keep all of it or nothing."""
+        if self._create:
+            await self.create_schema()
+        with _translated(added):
+            async with self._writing.connect() as connection:
+                answer = await self._play(connection, script)
+                if answer is not False:  # a swap that came too late leaves nothing behind, no revision either
+                    await connection.commit()
+                return answer
+
+    async def _play(self, connection: AsyncConnection, script: Script[T]) -> T:
+        try:
+            step = next(script)
+            while True:
+                step = script.send(await connection.execute(*step))
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
