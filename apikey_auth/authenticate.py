@@ -8,10 +8,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import cached_property
-from typing import Generic, overload
+from typing import Generic, cast, overload
 
 from .decisions import Identity, Owner, U_co, check_request, identify, judge
-from .errors import Refusal, StoreUnavailable
+from .errors import ConfigurationError, Refusal, StoreUnavailable
 from .keys import APIKey, KeyScheme
 from .manage import AsyncKeyManager, KeyManager, utc_now
 from .policy import Visit
@@ -32,6 +32,12 @@ def _unavailable(what: str, error: Exception) -> StoreUnavailable:
     """Take a failure for what it says about the key, which is nothing."""
     logger.error("%s failed; the request is answered with 503", what, exc_info=error)
     return StoreUnavailable(f"{what} failed: {type(error).__name__}")
+
+
+def check_authenticator(auth: object, wanted: type) -> None:
+    """Raise ConfigurationError unless this is the kind of authenticator that an adapter needs."""
+    if not isinstance(auth, wanted):
+        raise ConfigurationError(f"this middleware needs an {wanted.__name__}, not {auth!r}")
 
 
 class Authenticator(Generic[U_co]):
@@ -75,7 +81,7 @@ class Authenticator(Generic[U_co]):
         check_colour("load_user", load_user, asynchronous=False)
         self.store = store
         self.scheme = scheme or KeyScheme()
-        self._load_user = load_user
+        self._load_user = cast("Callable[[str], U_co | None]", load_user)
         self._clock = clock
 
     @cached_property
@@ -167,7 +173,7 @@ class AsyncAuthenticator(Generic[U_co]):
         check_colour("load_user", load_user, asynchronous=True)
         self.store = store
         self.scheme = scheme or KeyScheme()
-        self._load_user = load_user
+        self._load_user = cast("Callable[[str], Awaitable[U_co | None]]", load_user)
         self._clock = clock
 
     @cached_property

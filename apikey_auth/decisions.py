@@ -183,7 +183,12 @@ def revoked(key: APIKey, now: datetime, reason: str | None) -> APIKey | None:
 
 
 def rotated(
-    key: APIKey, minted: KeyText, digest: str, now: datetime, grace: timedelta, expires_at: datetime | None
+    key: APIKey,
+    minted: KeyText,
+    digest: str,
+    now: datetime,
+    grace: timedelta,
+    expires_at: datetime | None,
 ) -> tuple[APIKey, APIKey]:
     """Make the two records of a rotation: the old one in its grace, and its successor.
 

@@ -88,7 +88,11 @@ class KeyManager:
     """
 
     def __init__(
-        self, store: KeyReader, scheme: KeyScheme | None = None, *, clock: Callable[[], datetime] = utc_now
+        self,
+        store: KeyReader,
+        scheme: KeyScheme | None = None,
+        *,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         check_store(store, MANAGING, asynchronous=False)
         self._store: KeyStore = store  # type: ignore[assignment]  # just checked
@@ -115,7 +119,16 @@ class KeyManager:
         """
         text = self._scheme.mint()
         issued = _record(
-            self._scheme, text, self._clock(), owner, name, scopes, addresses, expires_in, metadata, created_by
+            self._scheme,
+            text,
+            self._clock(),
+            owner,
+            name,
+            scopes,
+            addresses,
+            expires_in,
+            metadata,
+            created_by,
         )
         self._store.add(issued.key)
         return issued
@@ -141,7 +154,16 @@ class KeyManager:
         minted = self._scheme.mint(named_id(self._scheme.prefix, owner, name))
         chosen = minted if text is None else self._scheme.parse(text)
         issued = _record(
-            self._scheme, chosen, self._clock(), owner, name, scopes, addresses, expires_in, metadata, created_by
+            self._scheme,
+            chosen,
+            self._clock(),
+            owner,
+            name,
+            scopes,
+            addresses,
+            expires_in,
+            metadata,
+            created_by,
         )
         try:
             self._store.add(issued.key)
@@ -267,7 +289,11 @@ class AsyncKeyManager:
     """
 
     def __init__(
-        self, store: AsyncKeyReader, scheme: KeyScheme | None = None, *, clock: Callable[[], datetime] = utc_now
+        self,
+        store: AsyncKeyReader,
+        scheme: KeyScheme | None = None,
+        *,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         check_store(store, MANAGING, asynchronous=True)
         self._store: AsyncKeyStore = store  # type: ignore[assignment]  # just checked
@@ -294,7 +320,16 @@ class AsyncKeyManager:
         """
         text = self._scheme.mint()
         issued = _record(
-            self._scheme, text, self._clock(), owner, name, scopes, addresses, expires_in, metadata, created_by
+            self._scheme,
+            text,
+            self._clock(),
+            owner,
+            name,
+            scopes,
+            addresses,
+            expires_in,
+            metadata,
+            created_by,
         )
         await self._store.add(issued.key)
         return issued
@@ -320,7 +355,16 @@ class AsyncKeyManager:
         minted = self._scheme.mint(named_id(self._scheme.prefix, owner, name))
         chosen = minted if text is None else self._scheme.parse(text)
         issued = _record(
-            self._scheme, chosen, self._clock(), owner, name, scopes, addresses, expires_in, metadata, created_by
+            self._scheme,
+            chosen,
+            self._clock(),
+            owner,
+            name,
+            scopes,
+            addresses,
+            expires_in,
+            metadata,
+            created_by,
         )
         try:
             await self._store.add(issued.key)

@@ -45,7 +45,17 @@ class Options(TypedDict, total=False):
 class Policy:
     """The options of a middleware, checked once. Raises ConfigurationError for one that will not do."""
 
-    __slots__ = ("carriers", "exact", "on_invalid", "prefixes", "proxies", "realm", "required", "unix", "vary")
+    __slots__ = (
+        "carriers",
+        "exact",
+        "on_invalid",
+        "prefixes",
+        "proxies",
+        "realm",
+        "required",
+        "unix",
+        "vary",
+    )
 
     def __init__(
         self,
@@ -60,7 +70,9 @@ class Policy:
         if on_invalid not in ("reject", "anonymous"):
             raise ConfigurationError(f"on_invalid is 'reject' or 'anonymous', not {on_invalid!r}")
         if not realm.isprintable() or not realm.isascii() or '"' in realm or "\\" in realm:
-            raise ConfigurationError(f"the realm {realm!r} must be printable ASCII without quote or backslash")
+            raise ConfigurationError(
+                f"the realm {realm!r} must be printable ASCII without quote or backslash"
+            )
         self.required = required
         self.on_invalid = on_invalid
         self.realm = realm
@@ -84,6 +96,14 @@ class Policy:
         exempt = self.exempts(path) or _is_preflight(method, header)
         return Visit(self, method, read(self.carriers, header, query), exempt, peer)
 
+    def without_keys(self, target: str) -> str:
+        """Cut the key out of a request target, ``/path?query``, and leave the rest, byte for byte."""
+        path, mark, query = target.partition("?")
+        for carrier in self.carriers:
+            if isinstance(carrier, Query) and mark:
+                _, query = carrier.split(query)
+        return f"{path}?{query}" if query else path
+
     def exempts(self, path: str) -> bool:
         """Say whether no key is looked for under a path."""
         if path in self.exact:
@@ -97,7 +117,16 @@ class Visit:
     ``identity`` and ``refusal`` are set by the authenticator that admits it, ``authority`` names that one.
     """
 
-    __slots__ = ("address", "authority", "credential", "exempt", "identity", "method", "policy", "refusal")
+    __slots__ = (
+        "address",
+        "authority",
+        "credential",
+        "exempt",
+        "identity",
+        "method",
+        "policy",
+        "refusal",
+    )
 
     def __init__(
         self, policy: Policy, method: str, credential: Credential, exempt: bool, address: str | None
@@ -162,6 +191,15 @@ def visit_of(holder: Mapping[str, Any]) -> Visit:
     if not isinstance(visit, Visit):
         raise ConfigurationError("this request did not pass an APIKeyMiddleware; add it to the application")
     return visit
+
+
+def require(holder: Mapping[str, Any], *scopes: str) -> Identity[Any]:
+    """Give a request's identity to a view that needs one with these scopes.
+
+    ``holder`` is the WSGI environ or the ASGI scope. Raises a Refusal otherwise, which the middleware
+    answers; ConfigurationError where the request passed no middleware.
+    """
+    return visit_of(holder).require(*scopes)
 
 
 def _is_preflight(method: str, header: HeaderReader) -> bool:

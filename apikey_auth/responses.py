@@ -125,5 +125,7 @@ def _stricter(present: str, directive: str) -> str | None:
     known = {each.lower() for each in directives}
     if directive in known or "no-store" in known:
         return None
-    kept = [each for each in directives if each.lower() != "public" and not each.lower().startswith("s-maxage")]
+    kept = [
+        each for each in directives if each.lower() != "public" and not each.lower().startswith("s-maxage")
+    ]
     return ", ".join([*kept, directive])

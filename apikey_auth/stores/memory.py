@@ -88,7 +88,9 @@ class MemoryKeyStore:
     def changes(self, since: Revision | None, /) -> Changes:
         with self._lock:
             now = self._revision
-            known = since is not None and since.epoch == now.epoch and self._floor <= since.number <= now.number
+            known = (
+                since is not None and since.epoch == now.epoch and self._floor <= since.number <= now.number
+            )
             if since is None or not known:
                 return Changes(now, None)
             ids = frozenset(key_id for key_id, number in self._revisions.items() if number > since.number)

@@ -11,9 +11,9 @@ their revisions in the order in which they are committed.
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import Any, TypeAlias, TypeVar
@@ -108,13 +108,17 @@ def _create_schema() -> Script[None]:
     for index in INDEXES:
         yield (CreateIndex(index, if_not_exists=True),)
     missing = sa.select(
-        sa.literal(1), sa.literal(SCHEMA_VERSION), sa.literal(secrets.token_hex(16)), sa.literal(0), sa.literal(0)
+        sa.literal(1),
+        sa.literal(SCHEMA_VERSION),
+        sa.literal(secrets.token_hex(16)),
+        sa.literal(0),
+        sa.literal(0),
     ).where(~sa.exists(sa.select(STATE.c.id)))
     yield (sa.insert(STATE).from_select([column.name for column in STATE.c], missing),)
 
 
 def _get(key_id: str) -> Script[APIKey | None]:
-    row = (yield _GET.params(key_id=key_id),).first()
+    row = (yield (_GET.params(key_id=key_id),)).first()
     return None if row is None else _key(row)
 
 
@@ -204,7 +208,9 @@ def _matching(owner: str | None, live_at: datetime | None) -> sa.ColumnElement[b
     conditions: list[sa.ColumnElement[bool]] = [] if owner is None else [KEYS.c.owner == owner]
     if live_at is not None:
         conditions += [KEYS.c.revoked_at.is_(None), ~KEYS.c.disabled]
-        conditions += [sa.or_(end.is_(None), end > live_at) for end in (KEYS.c.expires_at, KEYS.c.grace_until)]
+        conditions += [
+            sa.or_(end.is_(None), end > live_at) for end in (KEYS.c.expires_at, KEYS.c.grace_until)
+        ]
     return sa.and_(sa.true(), *conditions)
 
 
@@ -223,7 +229,9 @@ def _translated(key: APIKey | None = None) -> Iterator[None]:
         yield
     except sa.exc.IntegrityError as error:
         if key is None:
-            raise StoreUnavailable(f"the database refused a statement: {type(error.orig).__name__}") from error
+            raise StoreUnavailable(
+                f"the database refused a statement: {type(error.orig).__name__}"
+            ) from error
         raise DuplicateKey(key.id) from error
     except sa.exc.SQLAlchemyError as error:
         original = getattr(error, "orig", None) or error
@@ -252,7 +260,9 @@ def _prepare(engine: sa.Engine, timeout: float) -> None:
     """Give an engine its transactions: writers queue up for the file, readers never wait for them."""
 
     def connected(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # no BEGIN but ours: sqlite3's own comes too late, and takes no lock
+        connection.isolation_level = (
+            None  # no BEGIN but ours: sqlite3's own comes too late, and takes no lock
+        )
         cursor = connection.cursor()
         _enter_wal(cursor, timeout)
         cursor.close()

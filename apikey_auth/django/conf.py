@@ -1,0 +1,124 @@
+"""The setting APIKEY_AUTH, read when it is first needed and again when a test changes it.
+
+    APIKEY_AUTH = {
+        "STORE": SQLKeyStore("sqlite:///keys.db"),   # a store, or the dotted path of one or of its factory
+        "PREFIX": "acme",                            # these three are KeyScheme's
+        "PEPPERS": [],
+        "FORMATS": [],
+        "REQUIRED": False,                           # and these the options of every APIKeyMiddleware
+        "EXEMPT": [],
+        "CARRIERS": [Header("apikey"), Query("apikey")],
+        "ON_INVALID": "reject",
+        "REALM": "api",
+        "TRUSTED_PROXIES": [],
+    }
+
+Only STORE must be there. A blocking store serves async views from threads.
+"""
+
+import inspect
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from typing import Any
+
+try:
+    from django.conf import settings
+    from django.contrib.auth import get_user_model
+    from django.contrib.auth.models import AbstractBaseUser
+    from django.core.exceptions import ObjectDoesNotExist, ValidationError
+    from django.core.signals import setting_changed
+    from django.utils.module_loading import import_string
+except ImportError as error:  # pragma: no cover
+    raise ImportError("this package needs Django: pip install 'apikey_auth[django]'") from error
+
+from ..authenticate import AsyncAuthenticator, Authenticator
+from ..errors import ConfigurationError
+from ..keys import KeyScheme
+from ..manage import AsyncKeyManager, KeyManager
+from ..policy import Options, Policy
+from ..stores.bridges import InThread
+
+_SCHEME = ("PREFIX", "PEPPERS", "FORMATS")
+_POLICY = tuple(name.upper() for name in Options.__annotations__)
+_NO_USER = (
+    ObjectDoesNotExist,
+    ValidationError,
+    ValueError,
+    TypeError,
+    OverflowError,
+)  # or an owner that is no pk
+
+
+class Setup:
+    """What the setting comes to. Raises ConfigurationError for one that will not do."""
+
+    def __init__(self, setting: object) -> None:
+        if not isinstance(setting, Mapping) or not setting.get("STORE"):
+            raise ConfigurationError('the setting APIKEY_AUTH must be a dict with a "STORE"')
+        known = ("STORE", *_SCHEME, *_POLICY)
+        if unknown := [str(name) for name in setting if name not in known]:
+            raise ConfigurationError(f"APIKEY_AUTH has no {', '.join(unknown)}; it has {', '.join(known)}")
+        self.policy = Policy(**_chosen(setting, _POLICY))
+        self._scheme = KeyScheme(**_chosen(setting, _SCHEME))
+        self._store = _store(setting["STORE"])
+        self._is_async = inspect.iscoroutinefunction(getattr(self._store, "get", None))
+
+    @cached_property
+    def authenticator(self) -> Authenticator[AbstractBaseUser]:
+        return Authenticator(self._store, self._scheme, load_user=_load_user)
+
+    @cached_property
+    def async_authenticator(self) -> AsyncAuthenticator[AbstractBaseUser]:
+        store = self._store if self._is_async else InThread(self._store)
+        return AsyncAuthenticator(store, self._scheme, load_user=_aload_user)
+
+
+@lru_cache(maxsize=1)
+def setup() -> Setup:
+    """Read the setting. Raises ConfigurationError."""
+    return Setup(getattr(settings, "APIKEY_AUTH", None))
+
+
+def get_key_manager() -> KeyManager:
+    """Give the manager of this project's keys: ``get_key_manager().issue(str(user.pk), name="CI")``."""
+    return setup().authenticator.keys
+
+
+def get_async_key_manager() -> AsyncKeyManager:
+    """Give the manager of this project's keys for async code."""
+    return setup().async_authenticator.keys
+
+
+def _chosen(setting: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name.lower(): setting[name] for name in names if name in setting}
+
+
+def _store(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = import_string(value)
+        except ImportError as error:
+            raise ConfigurationError(f"APIKEY_AUTH['STORE']: {error}") from error
+    return value() if callable(value) else value
+
+
+def _load_user(owner: str) -> AbstractBaseUser | None:
+    try:
+        return get_user_model()._default_manager.get(pk=owner)
+    except _NO_USER:
+        return None
+
+
+async def _aload_user(owner: str) -> AbstractBaseUser | None:
+    try:
+        return await get_user_model()._default_manager.aget(pk=owner)
+    except _NO_USER:
+        return None
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting == "APIKEY_AUTH":
+        setup.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="apikey_auth.setting")

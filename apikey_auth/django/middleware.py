@@ -1,0 +1,95 @@
+"""The middleware. It translates a Django request for the authenticator, and what comes of it for Django."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+
+from ..errors import Refusal
+from ..policy import VISIT, Visit
+from ..responses import GUARDED
+from ..wsgi import receive
+from .conf import setup
+
+
+class APIKeyMiddleware:
+    """Sets ``request.user``, ``request.auser`` and ``request.api_key`` for a request with a good key.
+
+    ``request.api_key`` is None without one. A key beats the session's user. A good key in a header exempts
+    from CSRF, which no other site can send; a key in the URL does not: an attacker's own key in a link
+    would switch the protection of the victim's session off.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(
+        self, get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
+    ) -> None:
+        self.get_response: Callable[[HttpRequest], Any] = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if iscoroutinefunction(self):
+            return self.__acall__(request)
+        visit = _receive(request)
+        setup().authenticator.admit(visit)
+        response = _refused(visit, visit.turned_away)
+        if response is None:
+            _identify(request, visit)
+            response = self.get_response(request)
+        return _guard(response, visit)
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        visit = _receive(request)
+        await setup().async_authenticator.admit(visit)
+        response = _refused(visit, visit.turned_away)
+        if response is None:
+            _identify(request, visit)
+            response = await self.get_response(request)
+        return _guard(response, visit)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponseBase | None:
+        """Answer a Refusal that a view raised."""
+        return _refused(request.META[VISIT], exception if isinstance(exception, Refusal) else None)
+
+
+def _receive(request: HttpRequest) -> Visit:
+    """Read a request, and cut the key out of every place where Django and the server keep the URL."""
+    visit = receive(request.META, setup().policy)
+    request.__dict__.pop("GET", None)  # an earlier middleware may have parsed the query string
+    if (scope := getattr(request, "scope", None)) is not None:
+        scope["query_string"] = request.META["QUERY_STRING"].encode("latin-1", "replace")
+    return visit
+
+
+def _identify(request: HttpRequest, visit: Visit) -> None:
+    request.api_key = None  # type: ignore[attr-defined]
+    if (identity := visit.identity) is None:
+        return
+
+    async def auser() -> Any:
+        return identity.user
+
+    request.user = identity.user
+    request.auser = auser
+    request.api_key = identity.key  # type: ignore[attr-defined]
+    if not visit.credential.in_url:
+        request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
+
+
+def _refused(visit: Visit, refusal: Refusal | None) -> HttpResponseBase | None:
+    if refusal is None:
+        return None
+    response = visit.respond(refusal)
+    return HttpResponse(response.body, status=response.status, headers=dict(response.headers))
+
+
+def _guard(response: HttpResponseBase, visit: Visit) -> HttpResponseBase:
+    present = {name: response.headers[name] for name in GUARDED if name in response.headers}
+    for name, value in visit.guard(present).items():
+        response.headers[name] = value
+    return response

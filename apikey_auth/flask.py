@@ -1,0 +1,111 @@
+"""Flask: ``current_identity``, ``g.user`` and ``@auth.required("scope")``.
+
+The key is read, and cut out of the URL, before Flask makes a request of it; it is resolved in
+``before_request``, where ``load_user`` has the application's context and errors reach its handlers.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
+
+try:
+    from flask import Flask, current_app, g, request
+    from flask import Response as FlaskResponse
+    from werkzeug.local import LocalProxy
+except ImportError as error:  # pragma: no cover
+    raise ImportError("this module needs Flask: pip install 'apikey_auth[flask]'") from error
+
+from . import wsgi
+from .authenticate import Authenticator, check_authenticator
+from .decisions import Identity
+from .errors import ConfigurationError, Refusal
+from .policy import Options, Policy, require, visit_of
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["APIKeyAuth", "current_identity"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _current_identity() -> Identity[Any] | None:
+    return visit_of(request.environ).identity
+
+
+current_identity: Identity[Any] = LocalProxy(_current_identity)  # type: ignore[assignment]
+"""The identity of the request's key; false where there is none."""
+
+
+class APIKeyAuth:
+    """The Flask extension: ``APIKeyAuth(auth, app)``, or ``init_app`` for any number of applications.
+
+    See ``Options``. Raises ConfigurationError for an option or an authenticator that will not do.
+    """
+
+    def __init__(
+        self, auth: Authenticator[object], app: Flask | None = None, **options: Unpack[Options]
+    ) -> None:
+        check_authenticator(auth, Authenticator)
+        self._auth = auth
+        self._policy = Policy(**options)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Protect an application. Raises ConfigurationError for one that is protected already."""
+        if "apikey_auth" in app.extensions:
+            raise ConfigurationError(f"{app!r} has APIKeyAuth already")
+        app.extensions["apikey_auth"] = self
+        app.wsgi_app = _Front(app.wsgi_app, self._policy, self._auth)  # type: ignore[method-assign]
+        app.before_request(self._admit)
+        app.register_error_handler(Refusal, _refused)
+
+    def required(self, *scopes: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+        """Require a key with these scopes for a view, ``def`` or ``async def``."""
+        if not all(isinstance(scope, str) for scope in scopes):
+            raise TypeError("write @auth.required(), with parentheses")
+
+        def decorate(view: Callable[P, T]) -> Callable[P, T]:
+            @functools.wraps(view)
+            def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+                require(request.environ, *scopes)
+                answer: T = current_app.ensure_sync(view)(*args, **kwargs)
+                return answer
+
+            return checked
+
+        return decorate
+
+    def _admit(self) -> None:
+        visit = visit_of(request.environ)
+        if not visit.admitted_by(self._auth):
+            self._auth.admit(visit)
+        if refusal := visit.turned_away:
+            raise refusal
+        wsgi.identify(request.environ, visit)
+        if visit.identity is not None:
+            g.user = visit.identity.user
+        else:
+            g.setdefault("user", None)
+
+
+class _Front:
+    """Reads the key before Flask sees the request, and guards the answer after it."""
+
+    def __init__(self, application: "WSGIApplication", policy: Policy, auth: object) -> None:
+        self._application = application
+        self._policy = policy
+        self._auth = auth
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if wsgi.is_admitted(environ, self._auth):
+            return self._application(environ, start_response)
+        visit = wsgi.receive(environ, self._policy)
+        return self._application(environ, wsgi.guarded(visit, start_response))
+
+
+def _refused(refusal: Refusal) -> FlaskResponse:
+    response = visit_of(request.environ).respond(refusal)
+    return FlaskResponse(response.body, response.status, list(response.headers))

@@ -1,0 +1,87 @@
+"""Starlette: ``request.user``, ``request.auth``, and Starlette's own ``@requires``.
+
+Add it with ``Middleware(APIKeyMiddleware, auth=async_auth)``, behind any session middleware that sets a
+user too: a key beats the session's user.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, Unpack
+
+try:
+    from starlette.authentication import AuthCredentials, UnauthenticatedUser
+    from starlette.requests import HTTPConnection
+    from starlette.types import ASGIApp, Receive, Scope, Send
+except ImportError as error:  # pragma: no cover
+    raise ImportError("this module needs Starlette: pip install 'apikey_auth[starlette]'") from error
+
+from . import asgi
+from .authenticate import AsyncAuthenticator
+from .policy import Options, require, visit_of
+
+__all__ = ["APIKeyMiddleware", "require_api_key"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class APIKeyMiddleware:
+    """``asgi.APIKeyMiddleware`` with Starlette's types on the request, and its visitor where there is no key.
+
+    See ``Options``. Raises ConfigurationError for an option or an authenticator that will not do.
+    """
+
+    def __init__(self, app: ASGIApp, auth: AsyncAuthenticator[object], **options: Unpack[Options]) -> None:
+        self._app = app
+        self._middleware = asgi.APIKeyMiddleware(self._enter, auth, **options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._middleware(scope, receive, send)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            visit = visit_of(scope)
+            if visit.identity is not None:
+                scope["auth"] = AuthCredentials()
+                scope["auth"].scopes = asgi.scopes_of(visit)
+            else:
+                scope.setdefault("auth", AuthCredentials())
+                scope.setdefault("user", UnauthenticatedUser())
+        await self._app(scope, receive, send)
+
+
+def require_api_key(*scopes: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Require a key with these scopes for an endpoint, ``def`` or ``async def``.
+
+    Unlike ``@requires`` it answers 401 with a challenge where there is no key (RFC 9110, section 15.5.2),
+    and 403 where a scope is missing.
+    """
+    if not all(isinstance(scope, str) for scope in scopes):
+        raise TypeError("write @require_api_key(), with parentheses")
+
+    def decorate(endpoint: Callable[P, T]) -> Callable[P, T]:
+        if inspect.iscoroutinefunction(endpoint):
+
+            @functools.wraps(endpoint)
+            async def checked_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+                require(_connection(args, kwargs).scope, *scopes)
+                return await endpoint(*args, **kwargs)
+
+            return checked_async  # type: ignore[return-value]
+
+        @functools.wraps(endpoint)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            require(_connection(args, kwargs).scope, *scopes)
+            return endpoint(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _connection(args: tuple[object, ...], kwargs: dict[str, Any]) -> HTTPConnection:
+    for argument in (*args, *kwargs.values()):
+        if isinstance(argument, HTTPConnection):
+            return argument
+    raise TypeError("@require_api_key() is for endpoints that take a Request or a WebSocket")
