@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from . import hashing
 from .errors import ConfigurationError, InvalidKey
 
-JSON: TypeAlias = "str | int | float | bool | None | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON] | None"
 
 Format: TypeAlias = Callable[[str], "tuple[str, str] | None"]
 """Keys of another system: a text to (id, text to digest), or None for a text of somebody else's."""

@@ -204,9 +204,9 @@ class KeyManager:
         key_id: str,
         *,
         name: str | Unset = UNSET,
-        scopes: Sequence[str] | None | Unset = UNSET,
-        addresses: Sequence[str] | None | Unset = UNSET,
-        expires_at: datetime | None | Unset = UNSET,
+        scopes: Sequence[str] | Unset | None = UNSET,
+        addresses: Sequence[str] | Unset | None = UNSET,
+        expires_at: datetime | Unset | None = UNSET,
         disabled: bool | Unset = UNSET,
         metadata: Mapping[str, JSON] | Unset = UNSET,
     ) -> APIKey:
@@ -243,7 +243,7 @@ class KeyManager:
         key_id: str,
         *,
         grace: timedelta = timedelta(0),
-        expires_in: timedelta | None | Unset = UNSET,
+        expires_in: timedelta | Unset | None = UNSET,
     ) -> IssuedKey:
         """Replace a key by a new one with the same rights; the old one goes on for ``grace``.
 
@@ -405,9 +405,9 @@ class AsyncKeyManager:
         key_id: str,
         *,
         name: str | Unset = UNSET,
-        scopes: Sequence[str] | None | Unset = UNSET,
-        addresses: Sequence[str] | None | Unset = UNSET,
-        expires_at: datetime | None | Unset = UNSET,
+        scopes: Sequence[str] | Unset | None = UNSET,
+        addresses: Sequence[str] | Unset | None = UNSET,
+        expires_at: datetime | Unset | None = UNSET,
         disabled: bool | Unset = UNSET,
         metadata: Mapping[str, JSON] | Unset = UNSET,
     ) -> APIKey:
@@ -444,7 +444,7 @@ class AsyncKeyManager:
         key_id: str,
         *,
         grace: timedelta = timedelta(0),
-        expires_in: timedelta | None | Unset = UNSET,
+        expires_in: timedelta | Unset | None = UNSET,
     ) -> IssuedKey:
         """Replace a key by a new one with the same rights; the old one goes on for ``grace``.
 

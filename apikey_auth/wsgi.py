@@ -98,7 +98,7 @@ def guarded(visit: Visit, start_response: "StartResponse") -> "StartResponse":
         headers.extend(changes.items())
         return start_response(status, headers, *((exc_info,) if exc_info else ()))
 
-    return start  # type: ignore[return-value]  # the protocol's overloads come to the same
+    return start
 
 
 def answer(response: Response, start_response: "StartResponse", exc_info: Any = None) -> Iterable[bytes]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
-from ..errors import ConfigurationError
 from ..keys import APIKey
 from .protocol import READING, Changes, KeyReader, KeyStore, Page, Revision, check_store
 
@@ -17,8 +16,6 @@ class _Bridge:
     """An ``AsyncKeyStore`` over a ``KeyStore``; it can do what the store behind it can."""
 
     def __init__(self, store: KeyReader) -> None:
-        if isinstance(store, _Bridge):
-            raise ConfigurationError(f"{type(store).__name__} is a bridge already")
         check_store(store, READING, asynchronous=False)
         self.wrapped = store
 

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from time import monotonic, sleep
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 try:
     import sqlalchemy as sa
+    from sqlalchemy import event, exc
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
     from sqlalchemy.schema import CreateIndex, CreateTable
 except ImportError as error:  # pragma: no cover
@@ -30,7 +31,15 @@ from ..keys import MAX_NAME, APIKey
 from .protocol import MAX_CHANGES, Changes, Page, Revision, check_swap
 
 T = TypeVar("T")
-Step: TypeAlias = "tuple[sa.Executable] | tuple[sa.Executable, Sequence[Mapping[str, object]]]"
+
+
+class Step(NamedTuple):
+    """A statement, and the parameters to run it with, once or for each row of them."""
+
+    statement: sa.Executable
+    parameters: Mapping[str, object] | Sequence[Mapping[str, object]] | None = None
+
+
 Script: TypeAlias = Generator[Step, sa.CursorResult[Any], T]
 
 SCHEMA_VERSION = 1
@@ -92,6 +101,7 @@ STATE = sa.Table(  # one row
     sa.Column("floor", sa.BigInteger, nullable=False),  # the revision of the last purge
 )
 
+_NO_STATE = "the table apikey_auth_state is empty; create_schema() fills it"
 _RECORD = tuple(KEYS.c[field.name] for field in fields(APIKey))
 _GET = sa.select(*_RECORD).where(KEYS.c.id == sa.bindparam("key_id"))
 _TOUCH = (
@@ -102,50 +112,48 @@ _TOUCH = (
 )
 
 
+class _TooLate(Exception):
+    """The record is no longer what it was when it was read; nothing of the transaction is kept."""
+
+
 def _create_schema() -> Script[None]:
     for table in (KEYS, STATE):
-        yield (CreateTable(table, if_not_exists=True),)
+        yield Step(CreateTable(table, if_not_exists=True))
     for index in INDEXES:
-        yield (CreateIndex(index, if_not_exists=True),)
-    missing = sa.select(
-        sa.literal(1),
-        sa.literal(SCHEMA_VERSION),
-        sa.literal(secrets.token_hex(16)),
-        sa.literal(0),
-        sa.literal(0),
-    ).where(~sa.exists(sa.select(STATE.c.id)))
-    yield (sa.insert(STATE).from_select([column.name for column in STATE.c], missing),)
+        yield Step(CreateIndex(index, if_not_exists=True))
+    first = (1, SCHEMA_VERSION, secrets.token_hex(16), 0, 0)
+    missing = sa.select(*map(sa.literal, first)).where(~sa.exists(sa.select(STATE.c.id)))
+    yield Step(sa.insert(STATE).from_select([column.name for column in STATE.c], missing))
 
 
 def _get(key_id: str) -> Script[APIKey | None]:
-    row = (yield (_GET.params(key_id=key_id),)).first()
+    found = yield Step(_GET, {"key_id": key_id})
+    row = found.first()
     return None if row is None else _key(row)
 
 
-def _add(key: APIKey, revision: int = 0) -> Script[None]:
-    yield (sa.insert(KEYS).values(revision=revision, **_values(key)),)
+def _add(key: APIKey) -> Script[None]:
+    yield Step(sa.insert(KEYS).values(revision=0, **_values(key)))
 
 
-def _swap(old: APIKey, new: APIKey, successor: APIKey | None) -> Script[bool]:
+def _swap(old: APIKey, new: APIKey, successor: APIKey | None) -> Script[None]:
     revision = yield from _advance()
     values = _values(new)
     del values["last_used_at"]
     this = sa.and_(KEYS.c.id == old.id, KEYS.c.version == old.version)
-    changed = yield (sa.update(KEYS).where(this).values(revision=revision, **values),)
+    changed = yield Step(sa.update(KEYS).where(this).values(revision=revision, **values))
     if changed.rowcount == 0:
-        return False
+        raise _TooLate
     if successor is not None:
         yield from _add(successor)
-    return True
 
 
 def _revoke_all(owner: str | None, at: datetime, reason: str | None) -> Script[int]:
     revision = yield from _advance()
-    unrevoked = sa.and_(KEYS.c.revoked_at.is_(None), _matching(owner, None))
-    revoked = yield (
-        sa.update(KEYS)
-        .where(unrevoked)
-        .values(revoked_at=at, revoked_reason=reason, version=KEYS.c.version + 1, revision=revision),
+    unrevoked = sa.update(KEYS).where(KEYS.c.revoked_at.is_(None), _matching(owner, None))
+    version = KEYS.c.version + 1
+    revoked = yield Step(
+        unrevoked.values(revoked_at=at, revoked_reason=reason, version=version, revision=revision)
     )
     return revoked.rowcount
 
@@ -154,42 +162,42 @@ def _find(owner: str | None, live_at: datetime | None, after: str | None, limit:
     query = sa.select(*_RECORD).where(_matching(owner, live_at)).order_by(KEYS.c.id).limit(limit + 1)
     if after is not None:
         query = query.where(KEYS.c.id > after)
-    rows = (yield (query,)).all()
+    found = yield Step(query)
+    rows = found.all()
     items = tuple(map(_key, rows[:limit]))
     return Page(items, items[-1].id if len(rows) > limit else None)
 
 
 def _count(owner: str | None, live_at: datetime | None) -> Script[int]:
-    found = yield (sa.select(sa.func.count()).select_from(KEYS).where(_matching(owner, live_at)),)
+    found = yield Step(sa.select(sa.func.count()).select_from(KEYS).where(_matching(owner, live_at)))
     return int(found.scalar_one())
 
 
 def _purge(before: datetime) -> Script[int]:
     revision = yield from _advance()
-    yield (sa.update(STATE).values(floor=revision),)
+    yield Step(sa.update(STATE).values(floor=revision))
     ends = (KEYS.c.revoked_at, KEYS.c.expires_at, KEYS.c.grace_until)
-    deleted = yield (sa.delete(KEYS).where(sa.or_(*(end < before for end in ends))),)
+    deleted = yield Step(sa.delete(KEYS).where(sa.or_(*(end < before for end in ends))))
     return deleted.rowcount
 
 
 def _touch(used: Mapping[str, datetime]) -> Script[None]:
-    if used:
-        yield _TOUCH, [{"key_id": key_id, "used": used[key_id]} for key_id in sorted(used)]
+    if used:  # in one order everywhere, so that two of these never wait for each other
+        yield Step(_TOUCH, [{"key_id": key_id, "used": used[key_id]} for key_id in sorted(used)])
 
 
 def _changes(since: Revision | None) -> Script[Changes]:
-    number = -1 if since is None else since.number
-    joined = STATE.outerjoin(KEYS, sa.and_(KEYS.c.revision > number, sa.literal(since is not None)))
-    rows = (
-        yield (
-            sa.select(STATE.c.epoch, STATE.c.revision, STATE.c.floor, KEYS.c.id)
-            .select_from(joined)
-            .limit(MAX_CHANGES + 1),
-        )
-    ).all()
-    epoch, revision, floor, _ = rows[0]
-    now = Revision(epoch, revision)
-    known = since is not None and since.epoch == epoch and floor <= since.number <= revision
+    """Read the revision and the ids in one statement, so that they belong together."""
+    columns = (STATE.c.epoch, STATE.c.revision, STATE.c.floor, KEYS.c.id)
+    newer = sa.false() if since is None else KEYS.c.revision > since.number
+    query = sa.select(*columns).select_from(STATE.outerjoin(KEYS, newer)).limit(MAX_CHANGES + 1)
+    found = yield Step(query)
+    rows = found.all()
+    if not rows:
+        raise StoreUnavailable(_NO_STATE)
+    state = rows[0]
+    now = Revision(state.epoch, state.revision)
+    known = since is not None and since.epoch == now.epoch and state.floor <= since.number <= now.number
     if not known or len(rows) > MAX_CHANGES:
         return Changes(now, None)
     return Changes(now, frozenset(row.id for row in rows if row.id is not None))
@@ -197,10 +205,11 @@ def _changes(since: Revision | None) -> Script[Changes]:
 
 def _advance() -> Script[int]:
     """Move the counter, which locks it until the commit: revisions are committed in their order."""
-    moved = yield (sa.update(STATE).values(revision=STATE.c.revision + 1),)
+    moved = yield Step(sa.update(STATE).values(revision=STATE.c.revision + 1))
     if moved.rowcount != 1:
-        raise StoreUnavailable("the table apikey_auth_state is empty; create_schema() fills it")
-    return int((yield (sa.select(STATE.c.revision),)).scalar_one())
+        raise StoreUnavailable(_NO_STATE)
+    found = yield Step(sa.select(STATE.c.revision))
+    return int(found.scalar_one())
 
 
 def _matching(owner: str | None, live_at: datetime | None) -> sa.ColumnElement[bool]:
@@ -218,7 +227,7 @@ def _values(key: APIKey) -> dict[str, Any]:
     return {field.name: getattr(key, field.name) for field in fields(APIKey)}
 
 
-def _key(row: sa.Row[Any]) -> APIKey:
+def _key(row: Any) -> APIKey:
     return APIKey(*row)
 
 
@@ -227,13 +236,13 @@ def _translated(key: APIKey | None = None) -> Iterator[None]:
     """Turn what a driver raises into what the protocol promises."""
     try:
         yield
-    except sa.exc.IntegrityError as error:
+    except exc.IntegrityError as error:
         if key is None:
             raise StoreUnavailable(
                 f"the database refused a statement: {type(error.orig).__name__}"
             ) from error
         raise DuplicateKey(key.id) from error
-    except sa.exc.SQLAlchemyError as error:
+    except exc.SQLAlchemyError as error:
         original = getattr(error, "orig", None) or error
         raise StoreUnavailable(f"the database failed: {original}") from error
 
@@ -241,7 +250,7 @@ def _translated(key: APIKey | None = None) -> Iterator[None]:
 def _checked_url(url: str | sa.URL, *, asynchronous: bool) -> sa.URL:
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
+    except exc.ArgumentError as error:
         raise ConfigurationError(f"{url!r} is no database URL, such as sqlite:///keys.db") from error
     if parsed.get_backend_name() != "sqlite":
         raise ConfigurationError(f"the SQL store is for SQLite, not for {parsed.get_backend_name()!r}")
@@ -271,8 +280,8 @@ def _prepare(engine: sa.Engine, timeout: float) -> None:
         if connection.get_execution_options().get("apikey_auth_writes"):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    sa.event.listen(engine, "connect", connected)
-    sa.event.listen(engine, "begin", begun)
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begun)
     # A connection that two processes share breaks the file: a child starts with none.
     disposal = weakref.WeakMethod(engine.dispose)
     os.register_at_fork(after_in_child=lambda: (dispose := disposal()) and dispose(close=False))
@@ -324,7 +333,11 @@ class SQLKeyStore:
 
     def swap(self, old: APIKey, new: APIKey, /, successor: APIKey | None = None) -> bool:
         check_swap(old, new)
-        return self._write(_swap(old, new, successor), successor)
+        try:
+            self._write(_swap(old, new, successor), successor)
+        except _TooLate:
+            return False
+        return True
 
     def revoke_all(self, owner: str | None, at: datetime, reason: str | None, /) -> int:
         return self._write(_revoke_all(owner, at, reason))
@@ -368,17 +381,14 @@ class SQLKeyStore:
         if self._create:
             self.create_schema()
         with _translated(added):
-            with self._writing.connect() as connection:
-                answer = self._play(connection, script)
-                if answer is not False:  # a swap that came too late leaves nothing behind, no revision either
-                    connection.commit()
-                return answer
+            with self._writing.begin() as connection:
+                return self._play(connection, script)
 
     def _play(self, connection: sa.Connection, script: Script[T]) -> T:
         try:
             step = next(script)
             while True:
-                step = script.send(connection.execute(*step))
+                step = script.send(connection.execute(step.statement, step.parameters))
         except StopIteration as end:
             answer: T = end.value
             return answer
@@ -416,7 +426,11 @@ class AsyncSQLKeyStore:
 
     async def swap(self, old: APIKey, new: APIKey, /, successor: APIKey | None = None) -> bool:
         check_swap(old, new)
-        return await self._write(_swap(old, new, successor), successor)
+        try:
+            await self._write(_swap(old, new, successor), successor)
+        except _TooLate:
+            return False
+        return True
 
     async def revoke_all(self, owner: str | None, at: datetime, reason: str | None, /) -> int:
         return await self._write(_revoke_all(owner, at, reason))
@@ -460,17 +474,14 @@ class AsyncSQLKeyStore:
         if self._create:
             await self.create_schema()
         with _translated(added):
-            async with self._writing.connect() as connection:
-                answer = await self._play(connection, script)
-                if answer is not False:  # a swap that came too late leaves nothing behind, no revision either
-                    await connection.commit()
-                return answer
+            async with self._writing.begin() as connection:
+                return await self._play(connection, script)
 
     async def _play(self, connection: AsyncConnection, script: Script[T]) -> T:
         try:
             step = next(script)
             while True:
-                step = script.send(await connection.execute(*step))
+                step = script.send(await connection.execute(step.statement, step.parameters))
         except StopIteration as end:
             answer: T = end.value
             return answer
