@@ -156,7 +156,7 @@ async def _answer(response: Response, scope: Scope, send: Send, *, accepted: boo
     kind = "http.response"
     if scope["type"] == "websocket":
         if accepted or _DENIAL not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": response.reason})
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": response.status_line})
             return
         kind = _DENIAL
     headers = _encoded(response.headers)

@@ -108,4 +108,4 @@ class _Front:
 
 def _refused(refusal: Refusal) -> FlaskResponse:
     response = visit_of(request.environ).respond(refusal)
-    return FlaskResponse(response.body, response.status, list(response.headers))
+    return FlaskResponse([response.body], response.status_line, list(response.headers))

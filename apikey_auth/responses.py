@@ -30,9 +30,9 @@ class Response:
     body: bytes
 
     @property
-    def reason(self) -> str:
-        """The reason phrase, as ``Not Found``."""
-        return HTTPStatus(self.status).phrase
+    def status_line(self) -> str:
+        """The status code and its phrase, as ``404 Not Found``."""
+        return f"{self.status} {HTTPStatus(self.status).phrase}"
 
 
 def respond(refusal: Refusal, carriers: Sequence[Carrier], realm: str, method: str, in_url: bool) -> Response:
@@ -49,8 +49,9 @@ def respond(refusal: Refusal, carriers: Sequence[Carrier], realm: str, method: s
         ("Content-Type", "application/problem+json"),
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
-        *(("WWW-Authenticate", challenge) for challenge in challenges(refusal, carriers, realm)),
     ]
+    if challenge := ", ".join(challenges(refusal, carriers, realm)):
+        headers.append(("WWW-Authenticate", challenge))
     if isinstance(refusal, StoreUnavailable):
         headers.append(("Retry-After", str(refusal.retry_after)))
     if vary := vary_on(carriers):

@@ -103,6 +103,5 @@ def guarded(visit: Visit, start_response: "StartResponse") -> "StartResponse":
 
 def answer(response: Response, start_response: "StartResponse", exc_info: Any = None) -> Iterable[bytes]:
     """Send a response of ours."""
-    status = f"{response.status} {response.reason}"
-    start_response(status, list(response.headers), *((exc_info,) if exc_info else ()))
+    start_response(response.status_line, list(response.headers), *((exc_info,) if exc_info else ()))
     return [response.body]

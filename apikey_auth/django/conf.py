@@ -19,12 +19,11 @@ Only STORE must be there. A blocking store serves async views from threads.
 import inspect
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     from django.conf import settings
     from django.contrib.auth import get_user_model
-    from django.contrib.auth.models import AbstractBaseUser
     from django.core.exceptions import ObjectDoesNotExist, ValidationError
     from django.core.signals import setting_changed
     from django.utils.module_loading import import_string
@@ -37,6 +36,9 @@ from ..keys import KeyScheme
 from ..manage import AsyncKeyManager, KeyManager
 from ..policy import Options, Policy
 from ..stores.bridges import InThread
+
+if TYPE_CHECKING:  # a model, which cannot be imported while applications are loaded
+    from django.contrib.auth.models import AbstractBaseUser
 
 _SCHEME = ("PREFIX", "PEPPERS", "FORMATS")
 _POLICY = tuple(name.upper() for name in Options.__annotations__)
@@ -64,11 +66,11 @@ class Setup:
         self._is_async = inspect.iscoroutinefunction(getattr(self._store, "get", None))
 
     @cached_property
-    def authenticator(self) -> Authenticator[AbstractBaseUser]:
+    def authenticator(self) -> "Authenticator[AbstractBaseUser]":
         return Authenticator(self._store, self._scheme, load_user=_load_user)
 
     @cached_property
-    def async_authenticator(self) -> AsyncAuthenticator[AbstractBaseUser]:
+    def async_authenticator(self) -> "AsyncAuthenticator[AbstractBaseUser]":
         store = self._store if self._is_async else InThread(self._store)
         return AsyncAuthenticator(store, self._scheme, load_user=_aload_user)
 
@@ -102,14 +104,14 @@ def _store(value: Any) -> Any:
     return value() if callable(value) else value
 
 
-def _load_user(owner: str) -> AbstractBaseUser | None:
+def _load_user(owner: str) -> "AbstractBaseUser | None":
     try:
         return get_user_model()._default_manager.get(pk=owner)
     except _NO_USER:
         return None
 
 
-async def _aload_user(owner: str) -> AbstractBaseUser | None:
+async def _aload_user(owner: str) -> "AbstractBaseUser | None":
     try:
         return await get_user_model()._default_manager.aget(pk=owner)
     except _NO_USER:

@@ -269,9 +269,8 @@ def _prepare(engine: sa.Engine, timeout: float) -> None:
     """Give an engine its transactions: writers queue up for the file, readers never wait for them."""
 
     def connected(connection: Any, _: object) -> None:
-        connection.isolation_level = (
-            None  # no BEGIN but ours: sqlite3's own comes too late, and takes no lock
-        )
+        # No BEGIN but ours: the driver's own comes late, and without the lock that a writer needs.
+        connection.isolation_level = None
         cursor = connection.cursor()
         _enter_wal(cursor, timeout)
         cursor.close()
