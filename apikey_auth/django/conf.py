@@ -36,6 +36,7 @@ from ..keys import KeyScheme
 from ..manage import AsyncKeyManager, KeyManager
 from ..policy import Options, Policy
 from ..stores.bridges import InThread
+from ..stores.protocol import READING, check_store
 
 if TYPE_CHECKING:  # a model, which cannot be imported while applications are loaded
     from django.contrib.auth.models import AbstractBaseUser
@@ -64,6 +65,7 @@ class Setup:
         self._scheme = KeyScheme(**_chosen(setting, _SCHEME))
         self._store = _store(setting["STORE"])
         self._is_async = inspect.iscoroutinefunction(getattr(self._store, "get", None))
+        check_store(self._store, READING, asynchronous=self._is_async)
 
     @cached_property
     def authenticator(self) -> "Authenticator[AbstractBaseUser]":
