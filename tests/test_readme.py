@@ -1,0 +1,152 @@
+"""The README is true: each of its blocks is run, in the order in which a reader meets them."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calling import Request, call_asgi, call_wsgi
+from serving import ROOT, free_port, printed_keys, running
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str, heading: str | None = None) -> list[str]:
+    """Find the blocks of a language, all of them or those below a heading."""
+    text = README
+    if heading is not None:
+        text = re.split(r"^##+ ", README.split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run(source: str) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "README.md", "exec"), namespace)
+    return namespace
+
+
+def issuing(source: str) -> str:
+    """Find the call in a block's last comment, which issues a key."""
+    (call,) = re.findall(r"^# issued = (?:await )?(.*)$", source, re.MULTILINE)
+    return call
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_block_is_of_a_kind_that_is_run_here() -> None:
+    languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
+    counts = {name: languages.count(name) for name in set(languages)}
+    assert counts == {"sh": 2, "console": 1, "python": 7}
+    tested = ["Starlette", "Flask", "Django", "Django", "WSGI", "ASGI", "Keys"]
+    found = [block for heading in dict.fromkeys(tested) for block in blocks("python", heading)]
+    assert found == blocks("python")
+
+
+def test_two_commands_do_the_set_up() -> None:
+    # .ci/run runs both as they stand; here only that they are what it looks for.
+    first, second = blocks("sh")
+    assert first.endswith("examples/quickstart.py\n")
+    assert second.endswith(".venv/bin/pytest\n")
+    for command in (first, second):
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[")
+
+
+def test_the_first_session_answers_as_it_says(tmp_path: Path) -> None:
+    port = free_port()
+    command = [str(ROOT / "examples/quickstart.py"), "--port", str(port)]
+    with running(command, port, tmp_path / "output.txt") as server:
+        variables = {"KEY": printed_keys(server.log)["ada"], "PATH": os.defpath}
+        calls = [each.split("\n", 1) for each in blocks("console")[0].split("$ ")[1:]]
+        assert len(calls) == 3
+        for command, shown in calls:
+            local = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+            done = subprocess.run(
+                ["sh", "-c", local], env=variables, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            answer = re.sub(r'"key_id":"\w+"', '"key_id":"9ffVf2cEx0Sj"', done.stdout)
+            for line in filter(None, shown.splitlines()):
+                assert line in answer.splitlines()
+
+
+@pytest.mark.parametrize(("framework", "call"), [("WSGI", call_wsgi), ("Flask", call_wsgi)])
+def test_the_snippet_is_a_complete_application(framework: str, call: Any) -> None:
+    (source,) = blocks("python", framework)
+    namespace = run(source)
+    application = namespace.get("application") or namespace["app"]
+    issued = eval(issuing(source), namespace)
+    assert_protected(lambda request: call(application, request), issued.text)
+
+
+@pytest.mark.parametrize("framework", ["ASGI", "Starlette"])
+def test_the_async_snippet_is_a_complete_application(framework: str) -> None:
+    (source,) = blocks("python", framework)
+    namespace = run(source)
+
+    async def issue() -> Any:
+        issued = await eval(issuing(source), namespace)
+        await namespace["auth"].store.close()
+        return issued
+
+    def send(request: Request) -> Any:
+        answer = call_asgi(namespace["app"], request)
+        asyncio.run(namespace["auth"].store.close())
+        return answer
+
+    assert_protected(send, asyncio.run(issue()).text)
+
+
+def assert_protected(send: Any, text: str) -> None:
+    assert send(Request("/reports")).status == 401
+    assert send(Request("/reports?apikey=nonsense")).status == 401
+    answer = send(Request("/reports", (("apikey", text),)))
+    assert answer.status == 200
+    assert b"user-1" in answer.body
+
+
+def test_the_django_snippets_protect_a_new_project(tmp_path: Path) -> None:
+    settings, views = blocks("python", "Django")
+
+    def python(*arguments: str) -> str:
+        command = [sys.executable, "-W", "error", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python("-m", "django", "startproject", "project", ".")
+    with (tmp_path / "project/settings.py").open("a") as file:
+        file.write(settings)
+    (tmp_path / "project/urls.py").write_text(views)
+    python("manage.py", "migrate", "--verbosity", "0")
+    assert "no issues" in python("manage.py", "check")
+    out = python(
+        "manage.py",
+        "shell",
+        "--verbosity",
+        "0",
+        "-c",
+        f"""
+from django.contrib.auth.models import User
+from django.test import Client
+from apikey_auth.django import get_key_manager
+user = User.objects.create(username="ada")
+issued = {issuing(views)}
+client = Client(headers={{"host": "localhost"}})
+print(client.get("/reports").status_code)
+print(client.get("/reports", headers={{"apikey": issued.text}}).json())
+""",
+    )
+    assert out.splitlines() == ["401", "{'user': 'ada', 'key': 'CI'}"]
+
+
+def test_the_keys_section_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = blocks("python", "Keys")
+    run(source)
+    assert re.fullmatch(r"acme_\w{12}_\w{38}\n", capsys.readouterr().out)
