@@ -17,9 +17,6 @@ from .errors import ConfigurationError
 
 MINIMUM_SECRET = 16  # bytes; 112 bits is the least that NIST SP 800-131A accepts for HMAC
 
-# Compared against when there is no record, so that an unknown id costs what a wrong secret costs.
-STAND_IN = "sha256$$" + "0" * 64
-
 
 def derive(secret: str | bytes, purpose: str) -> bytes:
     """Derive a 32-byte key for one purpose, so that no two uses of a secret share a key.
@@ -66,4 +63,4 @@ def matches(stored: str, text: str, peppers: Sequence[Pepper] = ()) -> bool:
     pepper = next((each for each in peppers if each.id == pepper_id), None)
     if (algorithm == "hmac-sha256") != (pepper is not None):
         return False
-    return hmac.compare_digest(stored.encode(), digest(text, pepper).encode())
+    return hmac.compare_digest(stored.encode("utf-8", "replace"), digest(text, pepper).encode("ascii"))

@@ -120,6 +120,7 @@ class KeyScheme:
     formats: Sequence[Format] = ()
     _peppers: tuple[hashing.Pepper, ...] = field(init=False, repr=False, compare=False)
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _stand_in: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _PREFIX.fullmatch(self.prefix):
@@ -133,6 +134,7 @@ class KeyScheme:
         _assign(self, "formats", tuple(self.formats))
         _assign(self, "_peppers", tuple(map(hashing.Pepper.of, self.peppers)))
         _assign(self, "_pattern", re.compile(pattern))
+        _assign(self, "_stand_in", self.digest(""))  # no request can carry the empty text
 
     def mint(self, key_id: str | None = None) -> KeyText:
         """Make a new key text, with a given id of 12 base62 characters or a random one."""
@@ -164,9 +166,12 @@ class KeyScheme:
         """Digest a text under the newest pepper."""
         return hashing.digest(text, self._peppers[-1] if self._peppers else None)
 
-    def matches(self, digest: str, text: str) -> bool:
-        """Say, in constant time, whether a stored digest is this text's."""
-        return hashing.matches(digest, text, self._peppers)
+    def matches(self, digest: str | None, text: str) -> bool:
+        """Say, in constant time, whether a stored digest is this text's.
+
+        None, for an unknown key, matches nothing and takes the same work.
+        """
+        return hashing.matches(self._stand_in if digest is None else digest, text, self._peppers)
 
 
 def opaque_tokens(lookup_secret: str | bytes | None = None) -> Format:

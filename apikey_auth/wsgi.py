@@ -94,9 +94,8 @@ def guarded(visit: Visit, start_response: "StartResponse") -> "StartResponse":
                 present[lowered] = f"{present[lowered]}, {value}" if lowered in present else value
         changes = visit.guard(present)
         replaced = {name.lower() for name in changes}
-        headers[:] = [pair for pair in headers if pair[0].lower() not in replaced]
-        headers.extend(changes.items())
-        return start_response(status, headers, *((exc_info,) if exc_info else ()))
+        private = [pair for pair in headers if pair[0].lower() not in replaced] + list(changes.items())
+        return start_response(status, private, *((exc_info,) if exc_info else ()))
 
     return start
 

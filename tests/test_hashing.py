@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from apikey_auth import hashing
 from apikey_auth.decisions import judge
 from apikey_auth.errors import ConfigurationError, InvalidKey
-from apikey_auth.hashing import STAND_IN, Pepper
+from apikey_auth.hashing import Pepper
 from apikey_auth.keys import APIKey, KeyScheme
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -129,7 +129,6 @@ MALFORMED = [
     "\ud800",
     "sha256$$" + "é" * 64,
     "pbkdf2_sha256$1000000$salt$hash",
-    STAND_IN,
 ]
 
 
@@ -215,7 +214,18 @@ def test_a_good_key_is_compared_in_constant_time_too(counted):
     assert counted["compare_digest"] == 1
 
 
-def test_the_stand_in_for_an_unknown_id_is_the_digest_of_nothing_anybody_knows():
-    assert len(STAND_IN) == len(plain())
-    assert STAND_IN.startswith("sha256$$")
-    assert set(STAND_IN.removeprefix("sha256$$")) == {"0"}
+@pytest.mark.parametrize("peppers", [(), (OLD,)])
+def test_an_unknown_id_is_digested_as_the_schemes_own_keys_are(monkeypatch, peppers):
+    scheme = KeyScheme("acme", peppers=peppers)
+    used = []
+    original = hashing.digest
+
+    def noting(text, pepper=None):
+        used.append(pepper)
+        return original(text, pepper)
+
+    monkeypatch.setattr(hashing, "digest", noting)
+    presented = scheme.mint()
+    assert not scheme.matches(None, presented.text)
+    assert not scheme.matches(original("other", used[0]), presented.text)
+    assert used == [Pepper.of(OLD) if peppers else None] * 2

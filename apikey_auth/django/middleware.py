@@ -60,10 +60,12 @@ class APIKeyMiddleware:
 
 def _receive(request: HttpRequest) -> Visit:
     """Read a request, and cut the key out of every place where Django and the server keep the URL."""
+    query = request.META.get("QUERY_STRING", "")
     visit = receive(request.META, setup().policy)
-    request.__dict__.pop("GET", None)  # an earlier middleware may have parsed the query string
-    if (scope := getattr(request, "scope", None)) is not None:
-        scope["query_string"] = request.META["QUERY_STRING"].encode("latin-1", "replace")
+    if visit.credential.query != query:
+        request.__dict__.pop("GET", None)  # an earlier middleware may have parsed the query string
+        if (scope := getattr(request, "scope", None)) is not None:
+            scope["query_string"] = visit.credential.query.encode()
     return visit
 
 

@@ -200,3 +200,14 @@ class TestSettings:
             pytest.raises(ConfigurationError, match="add it to the application"),
         ):
             Client().get("/me")
+
+
+@pytest.mark.usefixtures("configured")
+def test_a_query_string_beyond_ascii_stays_what_it_was(world: World) -> None:
+    from calling import Request, call_asgi
+    from django.core.handlers.asgi import ASGIHandler
+
+    raw = "é".encode().decode("latin-1")
+    for query in (f"a={raw}", f"a={raw}&apikey={key(world)['apikey']}"):
+        answer = call_asgi(ASGIHandler(), Request(f"/parameters?{query}"))
+        assert answer.holder["query_string"] == "a=é".encode()

@@ -111,3 +111,16 @@ def test_an_async_authenticator_is_refused_at_the_start(world: World) -> None:
 def test_an_unknown_option_is_refused_at_the_start(world: World) -> None:
     with pytest.raises(TypeError, match="exmpt"):
         APIKeyMiddleware(saying_ok, world.authenticator(), exmpt=["/health"])  # type: ignore[call-arg]
+
+
+def test_headers_that_an_application_uses_again_stay_as_they_are(world: World) -> None:
+    headers = [("Content-Type", "text/plain")]
+
+    def frugal(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", headers)
+        return [b"ok"]
+
+    app = APIKeyMiddleware(frugal, world.authenticator())
+    call_wsgi(app, with_key(world))
+    assert headers == [("Content-Type", "text/plain")]
+    assert call_wsgi(app, Request("/")).header("cache-control") is None
