@@ -208,6 +208,7 @@ def rotated(
         created_at=now,
         expires_at=expires_at,
         rotated_from=key.id,
+        grace_until=None,
         last_used_at=None,
         version=1,
     )

@@ -21,8 +21,10 @@ MINIMUM_SECRET = 16  # bytes; 112 bits is the least that NIST SP 800-131A accept
 def derive(secret: str | bytes, purpose: str) -> bytes:
     """Derive a 32-byte key for one purpose, so that no two uses of a secret share a key.
 
-    Raises ConfigurationError for a secret under 16 bytes.
+    Raises ConfigurationError for a secret that is missing or under 16 bytes.
     """
+    if not isinstance(secret, str | bytes):
+        raise ConfigurationError(f"a secret is text or bytes, not {secret!r}; is its variable set?")
     if len(secret if isinstance(secret, bytes) else secret.encode()) < MINIMUM_SECRET:
         raise ConfigurationError(
             f"a pepper or lookup secret needs at least {MINIMUM_SECRET} bytes; make one with "

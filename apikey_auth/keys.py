@@ -220,6 +220,8 @@ def _check_text(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be text, not {type(value).__name__}; use str(…)")
     if len(value) > MAX_NAME:
         raise ValueError(f"{name} has {len(value)} characters, at most {MAX_NAME} are kept")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{name} holds half of a surrogate pair, which no database can keep")
     if "\0" in value:
         raise ValueError(f"{name} must not hold a NUL character, which PostgreSQL cannot keep")
 
@@ -237,10 +239,11 @@ def _scopes(scopes: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(scopes, str):
         raise TypeError(f"scopes is a list; did you mean [{scopes!r}]?")
-    for scope in scopes:
+    kept = tuple(dict.fromkeys(scopes))
+    for scope in kept:
         if not _SCOPE.fullmatch(scope):
             raise ValueError(f"{scope!r} is no scope: printable ASCII, no blank, quote or backslash")
-    return tuple(dict.fromkeys(scopes))
+    return kept
 
 
 def _networks(addresses: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -248,7 +251,14 @@ def _networks(addresses: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(addresses, str):
         raise TypeError(f"addresses is a list; did you mean [{addresses!r}]?")
-    return tuple(dict.fromkeys(str(ip_network(address)) for address in addresses))
+    return tuple(dict.fromkeys(map(_network, addresses)))
+
+
+def _network(address: str) -> str:
+    network = ip_network(address)
+    if getattr(network.network_address, "ipv4_mapped", None) is not None:
+        raise ValueError(f"{address!r} is IPv4 within IPv6; clients of it are matched as IPv4, write that")
+    return str(network)
 
 
 def _json_object(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
