@@ -18,6 +18,8 @@ HeaderReader: TypeAlias = Callable[[str], "str | None"]
 _BLANK = " \t"  # OWS, RFC 9110 section 5.6.3: no part of a header's value
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^`|~-]+")  # RFC 9110 section 5.6.2, less the underscore
 
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]+")  # RFC 3986 section 2.3
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -58,15 +60,17 @@ class Bearer:
 class Query:
     """The key is a parameter of the URL, whose name is matched without regard to case, once decoded.
 
-    Raises ConfigurationError for a name that is empty or not ASCII.
+    Raises ConfigurationError for a name with characters that URLs reserve.
     """
 
     name: str = "apikey"
     _lowered: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.isascii():
-            raise ConfigurationError(f"{self.name!r} cannot name a query parameter: use ASCII")
+        if not _UNRESERVED.fullmatch(self.name):
+            raise ConfigurationError(
+                f"{self.name!r} cannot name a parameter: letters, digits and ._~- will do"
+            )
         object.__setattr__(self, "_lowered", self.name.encode("ascii").lower())
 
     def split(self, query: str) -> tuple[list[str], str]:
@@ -132,5 +136,7 @@ def _listed(value: str) -> list[str]:
 
 
 def _decoded(text: str) -> bytes:
-    # A query string is ASCII; what a server lets through beyond it stays what it was on the wire.
-    return unquote_to_bytes(text.replace("+", " ").encode("latin-1", "replace"))
+    # A query string is ASCII. What a server lets through beyond it must not turn into ASCII here.
+    text = text.replace("+", " ")
+    latin = all(character <= "\xff" for character in text)
+    return unquote_to_bytes(text.encode("latin-1") if latin else text.encode("utf-8", "surrogatepass"))

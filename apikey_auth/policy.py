@@ -98,17 +98,19 @@ class Policy:
 
     def without_keys(self, target: str) -> str:
         """Cut the key out of a request target, ``/path?query``, and leave the rest, byte for byte."""
-        path, mark, query = target.partition("?")
+        path, _, query = target.partition("?")
+        rest = query
         for carrier in self.carriers:
-            if isinstance(carrier, Query) and mark:
-                _, query = carrier.split(query)
-        return f"{path}?{query}" if query else path
+            if isinstance(carrier, Query):
+                rest = carrier.split(rest)[1]
+        if rest == query:
+            return target
+        return f"{path}?{rest}" if rest else path
 
     def exempts(self, path: str) -> bool:
         """Say whether no key is looked for under a path."""
-        if path in self.exact:
-            return True
-        return path.startswith(self.prefixes) and ".." not in path and "//" not in path
+        named = path in self.exact or path.startswith(self.prefixes)
+        return named and ".." not in path and "//" not in path
 
 
 class Visit:

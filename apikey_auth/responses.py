@@ -17,6 +17,7 @@ from .errors import InsufficientScope, MissingKey, Refusal, StoreUnavailable
 GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
 """The headers of an application's answer that ``guard`` has a say in, in lower case."""
 
+_WEAKER = ("public", "s-maxage", "private=", "must-understand")
 _BEARER_ERRORS = {400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope"}
 _DIRECTIVE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')  # Cache-Control, RFC 9111 section 5.2
 
@@ -121,12 +122,13 @@ def _merged_vary(present: str, vary: str) -> str | None:
 
 
 def _stricter(present: str, directive: str) -> str | None:
-    """Add a directive; None where the answer is that strict already, or stricter."""
+    """Add a directive; None where the answer is that strict already, or stricter.
+
+    What would take it back goes: ``public`` and ``s-maxage``, ``private`` for some fields alone, and
+    ``must-understand``, under which a cache may ignore ``no-store`` (RFC 9111 section 5.2.2.3).
+    """
     directives = [each.strip() for each in _DIRECTIVE.findall(present) if each.strip()]
-    known = {each.lower() for each in directives}
-    if directive in known or "no-store" in known:
-        return None
-    kept = [
-        each for each in directives if each.lower() != "public" and not each.lower().startswith("s-maxage")
-    ]
-    return ", ".join([*kept, directive])
+    kept = [each for each in directives if not each.lower().startswith(_WEAKER)]
+    if not {each.lower() for each in kept} & {directive, "no-store"}:
+        kept.append(directive)
+    return None if kept == directives else ", ".join(kept)

@@ -395,12 +395,7 @@ APPLICATIONS_OWN = [
     ("Cache-Control", "private, max-age=60", "private, max-age=60", "private, max-age=60, no-store"),
     ("Cache-Control", "public, max-age=60", "max-age=60, private", "max-age=60, no-store"),
     ("Cache-Control", "s-maxage=60", "private", "no-store"),
-    (
-        "Cache-Control",
-        'private="set-cookie"',
-        'private="set-cookie", private',
-        'private="set-cookie", no-store',
-    ),
+    ("Cache-Control", 'private="set-cookie"', "private", "no-store"),
     ("Vary", "Accept", "Accept, apikey", "Accept, apikey"),
     ("Vary", "ApiKey", "ApiKey", "ApiKey"),
     ("Vary", "*", "*", "*"),
