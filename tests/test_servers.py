@@ -10,7 +10,7 @@ from serving import Server, ask, free_port, running
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from apikey_auth import IssuedKey, KeyManager
+from apikey_auth import IssuedKey, KeyManager, KeyScheme
 from apikey_auth.stores.sql import SQLKeyStore
 
 UVICORN = "-m uvicorn --port PORT --factory serving:APP"
@@ -111,6 +111,12 @@ def test_a_header_given_twice_is_ambiguous(site: Site, key: str) -> None:
         assert (answer.status, answer.json["code"]) == (400, "ambiguous_key")
 
 
+def test_a_well_formed_key_with_another_secret_is_refused(site: Site) -> None:
+    forged = KeyScheme().mint(site.issue().key.id)
+    answer = site.server.ask("/me", ("apikey", forged.text))
+    assert (answer.status, answer.json["code"]) == (401, "invalid_key")
+
+
 def test_a_long_key_is_refused(site: Site, key: str) -> None:
     answer = site.server.ask("/me", ("apikey", key + "A" * 4096))
     assert (answer.status, answer.json["code"]) == (401, "invalid_key")
@@ -145,7 +151,7 @@ def test_a_key_counts_for_one_request_of_a_connection(site: Site, key: str) -> N
 
 def test_a_key_revoked_by_another_process_is_refused_at_once(site: Site) -> None:
     issued = site.issue()
-    for _ in range(4):  # so that each worker has seen it
+    for _ in range(4):  # so that each worker is likely to have seen it
         assert site.server.ask("/me", ("apikey", issued.text)).status == 200
     site.keys.revoke(issued.key.id)
     for _ in range(4):
