@@ -36,7 +36,7 @@ NOTHING = Credential(None, False, False, "")
 
 
 def test_by_default_a_key_stands_in_the_header_apikey_or_in_the_parameter_apikey():
-    assert DEFAULT_CARRIERS == (Header("apikey"), Query("apikey"))
+    assert (Header("apikey"), Query("apikey")) == DEFAULT_CARRIERS
     assert Header() == Header("apikey")
     assert Query() == Query("apikey")
 
