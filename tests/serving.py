@@ -18,7 +18,7 @@ import apikey_auth
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = Path(apikey_auth.__file__).parents[1]  # the same one that the tests import
-PATIENCE = 20  # seconds for a server to start, to log, to stop
+PATIENCE = 60  # seconds for a server to start, to log, to stop; a busy machine needs some
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Server:
         return self.log
 
     def ask(self, target: str, *headers: tuple[str, str | bytes], method: str = "GET") -> Answer:
-        """Send a request on a connection of its own. A key's name may come twice."""
+        """Send a request on a connection of its own. A header may be given twice."""
         with closing(self.connect()) as connection:
             return ask(connection, target, *headers, method=method)
 
