@@ -215,6 +215,7 @@ def test_what_only_looks_like_the_name_is_another_parameter(query):
         ("K%00Y", "K\0Y"),
         ("%ff%e9", "\xff\xe9"),
         ("\xe9", "\xe9"),
+        ("K\xff", "K\xff"),
         ("K;Y", "K;Y"),
     ],
 )
@@ -331,6 +332,8 @@ def test_equal_keys_in_two_headers_are_one_and_two_that_differ_are_ambiguous():
 def test_two_parameters_are_both_cut_out():
     carriers = [Query("apikey"), Query("token")]
     assert seen(query="token=A&a=1&apikey=A", carriers=carriers) == text("A", True, "a=1")
+    assert seen(query="apikey=A&a=1", carriers=carriers) == text("A", True, "a=1")
+    assert seen(query="token=A&a=1", carriers=carriers) == text("A", True, "a=1")
 
 
 def test_without_a_query_carrier_the_url_is_left_alone():

@@ -30,6 +30,7 @@ from apikey_auth.decisions import (
 )
 from apikey_auth.errors import (
     AddressNotAllowed,
+    ConfigurationError,
     DisabledKey,
     ExpiredKey,
     InactiveUser,
@@ -182,6 +183,15 @@ def test_an_owner_is_what_frameworks_expect_of_a_user():
     assert (owner.identity, owner.display_name, str(owner), owner.id) == ("u1", "u1", "u1", "u1")
     assert pickle.loads(pickle.dumps(owner)) == owner
     assert not hasattr(owner, "__dict__")
+
+
+def test_something_to_await_in_the_place_of_a_user_lets_nobody_in():
+    class Awaitable:
+        def __await__(self):
+            return iter(())
+
+    with pytest.raises(ConfigurationError, match="must be 'async def' itself"):
+        identify(record(), Awaitable())
 
 
 # Scopes
@@ -382,8 +392,8 @@ def test_what_is_revoked_keeps_its_time_and_reason():
     assert revoked(record(revoked_at=NOW - DAY, revoked_reason="first"), NOW, "second") is None
 
 
-def rotate(key, grace=timedelta(0), expires_at=None):
-    return rotated(key, NEXT, "sha256$$ff", NOW, grace, expires_at)
+def rotate(key, grace=timedelta(0), life=None):
+    return rotated(key, NEXT, "sha256$$ff", NOW, grace, life)
 
 
 NEXT = SCHEME.mint()
@@ -402,7 +412,7 @@ RIGHTS = {
 
 def test_a_successor_has_the_rights_of_the_old_key_and_a_life_of_its_own():
     key = record(**RIGHTS)
-    _, successor = rotate(key, expires_at=NOW + 7 * DAY)
+    _, successor = rotate(key, life=7 * DAY)
     assert successor == dataclasses.replace(
         key,
         id=NEXT.id,
@@ -461,6 +471,13 @@ def test_a_negative_grace_is_refused():
 def test_a_key_that_is_dead_or_was_rotated_before_is_not_rotated(fields, said):
     with pytest.raises(KeyNotLive, match=said):
         rotate(record(**fields), grace=DAY)
+
+
+def test_what_is_wrong_with_the_key_is_told_before_what_is_wrong_with_the_new_life():
+    with pytest.raises(KeyNotLive):
+        rotate(record(disabled=True), life=-DAY)
+    with pytest.raises(ValueError, match="expires_in must be positive"):
+        rotate(record(), life=-DAY)
 
 
 def test_a_key_was_meant_to_live_from_its_making_to_its_end():

@@ -309,6 +309,13 @@ async def test_keys_are_found_page_by_page_with_every_condition(keys):
     assert {key.id for key in live.items} == {key.id for key in mine[1:]}
 
 
+async def test_a_page_holds_a_hundred_keys_unless_told_otherwise(keys, store):
+    template = (await settled(keys.issue("u1"))).key
+    for number in range(100):
+        store.add(changed(template, id=f"k{number:03}"))
+    assert len((await settled(keys.find())).items) == 100
+
+
 # Editing
 
 
