@@ -40,6 +40,8 @@ from .stores.protocol import (
     Revision,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "APIKey",
     "APIKeyAuthError",

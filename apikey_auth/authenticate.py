@@ -8,14 +8,14 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import cached_property
-from typing import Generic, cast, overload
+from typing import Generic, NoReturn, cast, overload
 
 from .decisions import Identity, Owner, U_co, check_request, identify, judge
-from .errors import ConfigurationError, Refusal, StoreUnavailable
+from .errors import AuthenticationError, ConfigurationError, MissingKey, Refusal, StoreUnavailable
 from .keys import APIKey, KeyScheme
-from .manage import AsyncKeyManager, KeyManager, utc_now
+from .manage import AsyncKeyManager, KeyManager, checked_scheme, utc_now
 from .policy import Visit
-from .stores.protocol import READING, AsyncKeyReader, KeyReader, check_colour, check_store
+from .stores.protocol import READING, AsyncKeyReader, KeyReader, check_function, check_store
 
 logger = logging.getLogger("apikey_auth")
 
@@ -28,10 +28,12 @@ async def _as_async_owner(owner: str) -> Owner:
     return Owner(owner)
 
 
-def _unavailable(what: str, error: Exception) -> StoreUnavailable:
+def _give_up(what: str, error: Exception) -> NoReturn:
     """Take a failure for what it says about the key, which is nothing."""
     logger.error("%s failed; the request is answered with 503", what, exc_info=error)
-    return StoreUnavailable(f"{what} failed: {type(error).__name__}")
+    if isinstance(error, StoreUnavailable):
+        raise error
+    raise StoreUnavailable(f"{what} failed: {type(error).__name__}") from error
 
 
 def check_authenticator(auth: object, wanted: type) -> None:
@@ -78,9 +80,9 @@ class Authenticator(Generic[U_co]):
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         check_store(store, READING, asynchronous=False)
-        check_colour("load_user", load_user, asynchronous=False)
+        check_function("load_user", load_user, asynchronous=False)
         self.store = store
-        self.scheme = scheme or KeyScheme()
+        self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], U_co | None]", load_user)
         self._clock = clock
 
@@ -90,13 +92,15 @@ class Authenticator(Generic[U_co]):
         return KeyManager(self.store, self.scheme, clock=self._clock)
 
     def authenticate(
-        self, text: str, *, address: str | None = None, scopes: Iterable[str] = ()
+        self, text: str | None, *, address: str | None = None, scopes: Iterable[str] = ()
     ) -> Identity[U_co]:
         """Resolve a key's text to the identity it stands for.
 
         ``address`` is the client's, ``scopes`` are those the request needs. Raises AuthenticationError for
         a key that may not do this, and StoreUnavailable, which is none, where it could not be found out.
         """
+        if not text:
+            raise MissingKey
         key = self._verify(text)
         identity = identify(key, self._user(key.owner))
         check_request(key, address, scopes)
@@ -110,26 +114,26 @@ class Authenticator(Generic[U_co]):
             visit.identity = self.authenticate(visit.text, address=visit.address)
             visit.authority = self
         except Refusal as refusal:
-            visit.refusal = refusal.with_traceback(None)  # its frames hold the key's text
+            visit.refuse(refusal)
 
     def _verify(self, text: str) -> APIKey:
         """Answer what holds for the key whatever the request: the part that may be remembered."""
         presented = self.scheme.parse(text)
         try:
             key = self.store.get(presented.id)
-        except Refusal:
+        except AuthenticationError:
             raise
         except Exception as error:
-            raise _unavailable("the key store", error) from error
+            _give_up("the key store", error)
         return judge(key, presented, self.scheme, self._clock())
 
     def _user(self, owner: str) -> U_co | None:
         try:
             return self._load_user(owner)
-        except Refusal:
+        except AuthenticationError:
             raise
         except Exception as error:
-            raise _unavailable("the user loader", error) from error
+            _give_up("the user loader", error)
 
 
 class AsyncAuthenticator(Generic[U_co]):
@@ -170,9 +174,9 @@ class AsyncAuthenticator(Generic[U_co]):
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         check_store(store, READING, asynchronous=True)
-        check_colour("load_user", load_user, asynchronous=True)
+        check_function("load_user", load_user, asynchronous=True)
         self.store = store
-        self.scheme = scheme or KeyScheme()
+        self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], Awaitable[U_co | None]]", load_user)
         self._clock = clock
 
@@ -182,13 +186,15 @@ class AsyncAuthenticator(Generic[U_co]):
         return AsyncKeyManager(self.store, self.scheme, clock=self._clock)
 
     async def authenticate(
-        self, text: str, *, address: str | None = None, scopes: Iterable[str] = ()
+        self, text: str | None, *, address: str | None = None, scopes: Iterable[str] = ()
     ) -> Identity[U_co]:
         """Resolve a key's text to the identity it stands for.
 
         ``address`` is the client's, ``scopes`` are those the request needs. Raises AuthenticationError for
         a key that may not do this, and StoreUnavailable, which is none, where it could not be found out.
         """
+        if not text:
+            raise MissingKey
         key = await self._verify(text)
         identity = identify(key, await self._user(key.owner))
         check_request(key, address, scopes)
@@ -202,23 +208,23 @@ class AsyncAuthenticator(Generic[U_co]):
             visit.identity = await self.authenticate(visit.text, address=visit.address)
             visit.authority = self
         except Refusal as refusal:
-            visit.refusal = refusal.with_traceback(None)  # its frames hold the key's text
+            visit.refuse(refusal)
 
     async def _verify(self, text: str) -> APIKey:
         """Answer what holds for the key whatever the request: the part that may be remembered."""
         presented = self.scheme.parse(text)
         try:
             key = await self.store.get(presented.id)
-        except Refusal:
+        except AuthenticationError:
             raise
         except Exception as error:
-            raise _unavailable("the key store", error) from error
+            _give_up("the key store", error)
         return judge(key, presented, self.scheme, self._clock())
 
     async def _user(self, owner: str) -> U_co | None:
         try:
             return await self._load_user(owner)
-        except Refusal:
+        except AuthenticationError:
             raise
         except Exception as error:
-            raise _unavailable("the user loader", error) from error
+            _give_up("the user loader", error)

@@ -1,5 +1,6 @@
 """What a key may do and how it changes. Pure: records in, decisions out, the clock is an argument."""
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Generic, TypeVar
 
 from .errors import (
     AddressNotAllowed,
+    ConfigurationError,
     DisabledKey,
     ExpiredKey,
     InactiveUser,
@@ -103,6 +105,10 @@ def state(key: APIKey, now: datetime) -> type[Refusal] | None:
 def identify(key: APIKey, user: U_co | None) -> Identity[U_co]:
     """Put key and user together. Raises InactiveUser for no user, or one whose ``is_active`` is false."""
     active = getattr(user, "is_active", True)
+    if hasattr(user, "__await__"):  # which would count as a user, whoever asks
+        if inspect.iscoroutine(user):
+            user.close()
+        raise ConfigurationError("load_user gave something to await: it must be 'async def' itself")
     if user is None or not (active() if callable(active) else active):
         raise InactiveUser
     return Identity(user, key)
@@ -157,9 +163,15 @@ def expiry(now: datetime, expires_in: timedelta | None) -> datetime | None:
     """Turn a lifetime into a time; None is never. Raises ValueError for one that is not positive."""
     if expires_in is None:
         return None
+    _check_span("expires_in", expires_in)
     if expires_in <= timedelta(0):
         raise ValueError(f"expires_in must be positive, not {expires_in}")
     return _later(now, expires_in)
+
+
+def _check_span(name: str, span: object) -> None:
+    if not isinstance(span, timedelta):
+        raise TypeError(f"{name} is a timedelta, such as timedelta(days=90), not {span!r}")
 
 
 def _later(now: datetime, span: timedelta) -> datetime:
@@ -187,12 +199,13 @@ def rotated(
     digest: str,
     now: datetime,
     grace: timedelta,
-    expires_at: datetime | None,
+    life: timedelta | None,
 ) -> tuple[APIKey, APIKey]:
     """Make the two records of a rotation: the old one in its grace, and its successor.
 
     Raises KeyNotLive for a key that is dead or was rotated before, ValueError for a negative grace.
     """
+    _check_span("grace", grace)
     if grace < timedelta(0):
         raise ValueError(f"grace must not be negative, it is {grace}")
     if refusal := state(key, now):
@@ -206,7 +219,7 @@ def rotated(
         prefix=minted.prefix,
         last4=minted.last4,
         created_at=now,
-        expires_at=expires_at,
+        expires_at=expiry(now, life),
         rotated_from=key.id,
         grace_until=None,
         last_used_at=None,

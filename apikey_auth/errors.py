@@ -116,7 +116,7 @@ class InsufficientScope(AuthenticationError):
     code = "insufficient_scope"
 
     def __init__(self, missing: Iterable[str]) -> None:
-        self.missing = tuple(missing)
+        self.missing = (missing,) if isinstance(missing, str) else tuple(missing)
         self.detail = f"The API key lacks the scope {' '.join(self.missing)}."
         super().__init__()
 
@@ -152,6 +152,8 @@ class KeyNotFound(APIKeyAuthError, LookupError):
         super().__init__(key_id)
 
     def __str__(self) -> str:
+        if "_" in self.key_id:  # as in a key's text, which is given for its id by mistake
+            return "no API key has this id; is it the key's text? Its id is in issued.key.id"
         return f"no API key has the id {self.key_id!r}"
 
 

@@ -7,6 +7,7 @@ The key is read, and cut out of the URL, before Flask makes a request of it; it 
 import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
+from weakref import WeakSet
 
 try:
     from flask import Flask, current_app, g, request
@@ -19,7 +20,7 @@ from . import wsgi
 from .authenticate import Authenticator, check_authenticator
 from .decisions import Identity
 from .errors import ConfigurationError, Refusal
-from .policy import Options, Policy, require, visit_of
+from .policy import Options, Policy, check_required_scopes, require, visit_of
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -50,6 +51,7 @@ class APIKeyAuth:
         check_authenticator(auth, Authenticator)
         self._auth = auth
         self._policy = Policy(**options)
+        self._apps: WeakSet[Flask] = WeakSet()
         if app is not None:
             self.init_app(app)
 
@@ -58,16 +60,22 @@ class APIKeyAuth:
         if "apikey_auth" in app.extensions:
             raise ConfigurationError(f"{app!r} has APIKeyAuth already")
         app.extensions["apikey_auth"] = self
+        self._apps.add(app)
         app.wsgi_app = _Front(app.wsgi_app, self._policy, self._auth)  # type: ignore[method-assign]
         app.before_request(self._admit)
         app.register_error_handler(Refusal, _refused)
 
     def required(self, *scopes: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-        """Require a key with these scopes for a view, ``def`` or ``async def``."""
-        if not all(isinstance(scope, str) for scope in scopes):
-            raise TypeError("write @auth.required(), with parentheses")
+        """Require a key with these scopes for a view, ``def`` or ``async def``; stands below the route.
+
+        Raises ConfigurationError where it stands above: Flask would go on calling the view it knows.
+        """
+        check_required_scopes("required", scopes)
 
         def decorate(view: Callable[P, T]) -> Callable[P, T]:
+            if any(view in app.view_functions.values() for app in self._apps):
+                raise ConfigurationError(f"{view.__name__} is routed already: put required() below the route")
+
             @functools.wraps(view)
             def checked(*args: P.args, **kwargs: P.kwargs) -> T:
                 require(request.environ, *scopes)

@@ -32,6 +32,7 @@ MAX_NAME = 255  # characters of an id, an owner, a name: what every database's i
 
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _OPAQUE = re.compile(r"[!-+\--~]+")  # printable ASCII without blank and comma
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SCOPE = re.compile(r"[!#-\[\]-~]+")  # scope-token, RFC 6749 section 3.3
 
 
@@ -68,14 +69,15 @@ class APIKey:
     version: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("id", "owner", "name"):
+            check_text(name, getattr(self, name))
         for name in ("id", "owner"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must not be empty")
-        for name in ("id", "owner", "name"):
-            _check_text(name, getattr(self, name))
         for name in ("created_at", "expires_at", "revoked_at", "grace_until", "last_used_at"):
-            _assign(self, name, _in_utc(name, getattr(self, name)))
-        _assign(self, "scopes", _scopes(self.scopes))
+            if (time := getattr(self, name)) is not None:
+                _assign(self, name, in_utc(name, time))
+        _assign(self, "scopes", checked_scopes(self.scopes))
         _assign(self, "addresses", _networks(self.addresses))
         _assign(self, "metadata", _json_object(self.metadata) if self.metadata else {})
 
@@ -148,6 +150,8 @@ class KeyScheme:
 
         Raises InvalidKey for anything that is no key of this scheme, byte for byte.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"a key is text, not {type(text).__name__}")
         if len(text) > MAX_TEXT:
             raise InvalidKey
         if text.startswith(f"{self.prefix}_"):
@@ -194,6 +198,11 @@ def named_id(prefix: str, owner: str, name: str) -> str:
     return _base62(int.from_bytes(hashlib.sha256(seed).digest()), ID_LENGTH)
 
 
+def is_storable(text: str) -> bool:
+    """Say whether every database can keep a text: PostgreSQL keeps no NUL, UTF-8 has no lone surrogates."""
+    return "\0" not in text and not _SURROGATE.search(text)
+
+
 def _random(length: int) -> str:
     return "".join(secrets.choice(BASE62) for _ in range(length))
 
@@ -215,33 +224,36 @@ def _assign(instance: object, name: str, value: object) -> None:
     object.__setattr__(instance, name, value)  # the way into a frozen dataclass while it is made
 
 
-def _check_text(name: str, value: Any) -> None:
+def check_text(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError for what is no text that every database can keep."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be text, not {type(value).__name__}; use str(…)")
     if len(value) > MAX_NAME:
         raise ValueError(f"{name} has {len(value)} characters, at most {MAX_NAME} are kept")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{name} holds half of a surrogate pair, which no database can keep")
-    if "\0" in value:
-        raise ValueError(f"{name} must not hold a NUL character, which PostgreSQL cannot keep")
+    if not is_storable(value):
+        raise ValueError(f"{name} must not hold a NUL character or a lone surrogate: no database keeps them")
 
 
-def _in_utc(name: str, value: datetime | None) -> datetime | None:
-    if value is None or value.tzinfo is UTC:
+def in_utc(name: str, value: datetime) -> datetime:
+    """Turn a time into UTC. Raises TypeError for what is no datetime, ValueError for a naive one."""
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name} is a datetime, such as datetime.now(UTC), not {value!r}")
+    if value.tzinfo is UTC:
         return value
     if value.utcoffset() is None:
         raise ValueError(f"{name} has no time zone; use datetime.now(UTC) or attach one")
     return value.astimezone(UTC)
 
 
-def _scopes(scopes: Sequence[str] | None) -> tuple[str, ...] | None:
+def checked_scopes(scopes: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Make a tuple of scopes. Raises TypeError for one in the place of a list, ValueError for no scope."""
     if scopes is None:
         return None
     if isinstance(scopes, str):
         raise TypeError(f"scopes is a list; did you mean [{scopes!r}]?")
     kept = tuple(dict.fromkeys(scopes))
     for scope in kept:
-        if not _SCOPE.fullmatch(scope):
+        if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
             raise ValueError(f"{scope!r} is no scope: printable ASCII, no blank, quote or backslash")
     return kept
 

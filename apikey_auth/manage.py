@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from . import decisions
-from .errors import Conflict, DuplicateKey, KeyNotFound
-from .keys import JSON, APIKey, IssuedKey, KeyScheme, KeyText, named_id
+from .errors import ConfigurationError, Conflict, DuplicateKey, KeyNotFound
+from .keys import JSON, APIKey, IssuedKey, KeyScheme, KeyText, check_text, in_utc, named_id
 from .stores.protocol import (
     MANAGING,
     AsyncKeyReader,
@@ -33,6 +33,13 @@ class Unset:
 
 
 UNSET: Final = Unset()
+
+
+def checked_scheme(scheme: KeyScheme | None) -> KeyScheme:
+    """Give the scheme, the default one for None. Raises ConfigurationError for what is none."""
+    if scheme is not None and not isinstance(scheme, KeyScheme):
+        raise ConfigurationError(f"the scheme is a KeyScheme, such as KeyScheme(prefix={scheme!r})")
+    return scheme or KeyScheme()
 
 
 def utc_now() -> datetime:
@@ -72,6 +79,11 @@ def _given(**fields: object) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not UNSET}
 
 
+def _check_id(key_id: str) -> None:
+    if not isinstance(key_id, str):
+        raise TypeError(f"a key's id is text, issued.key.id, not {type(key_id).__name__}")
+
+
 def _owner_or_all(owner: str | Unset) -> str | None:
     if isinstance(owner, Unset):
         return None
@@ -96,7 +108,7 @@ class KeyManager:
     ) -> None:
         check_store(store, MANAGING, asynchronous=False)
         self._store: KeyStore = store  # type: ignore[assignment]  # just checked
-        self._scheme = scheme or KeyScheme()
+        self._scheme = checked_scheme(scheme)
         self._clock = clock
 
     def issue(
@@ -173,6 +185,7 @@ class KeyManager:
 
     def get(self, key_id: str) -> APIKey:
         """Read one record. Raises KeyNotFound."""
+        _check_id(key_id)
         key = self._store.get(key_id)
         if key is None:
             raise KeyNotFound(key_id)
@@ -180,6 +193,7 @@ class KeyManager:
 
     def list(self, owner: str) -> "list[APIKey]":
         """List all records of an owner, oldest first."""
+        check_text("owner", owner)
         keys: list[APIKey] = []
         after = None
         while True:
@@ -197,6 +211,7 @@ class KeyManager:
         limit: int = 100,
     ) -> Page:
         """List records page by page, of one owner or of everybody; see ``KeyStore.find``."""
+        live_at = None if live_at is None else in_utc("live_at", live_at)
         return self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
 
     def edit(
@@ -256,8 +271,7 @@ class KeyManager:
         for _ in range(ATTEMPTS):
             key, now = self.get(key_id), self._clock()
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
-            expires_at = decisions.expiry(now, life)
-            old, successor = decisions.rotated(key, minted, digest, now, grace, expires_at)
+            old, successor = decisions.rotated(key, minted, digest, now, grace, life)
             if self._store.swap(key, old, successor=successor):
                 return IssuedKey(successor, minted.text)
         raise Conflict(f"the key {key_id!r} kept changing while it was to be rotated")
@@ -268,7 +282,7 @@ class KeyManager:
         What is deleted is forgotten: a key that ``ensure`` made, was revoked and is purged will be made
         again by the next ``ensure``.
         """
-        return self._store.purge(before)
+        return self._store.purge(in_utc("before", before))
 
     def _change(self, key_id: str, decide: Callable[[APIKey], APIKey | None]) -> APIKey:
         for _ in range(ATTEMPTS):
@@ -297,7 +311,7 @@ class AsyncKeyManager:
     ) -> None:
         check_store(store, MANAGING, asynchronous=True)
         self._store: AsyncKeyStore = store  # type: ignore[assignment]  # just checked
-        self._scheme = scheme or KeyScheme()
+        self._scheme = checked_scheme(scheme)
         self._clock = clock
 
     async def issue(
@@ -374,6 +388,7 @@ class AsyncKeyManager:
 
     async def get(self, key_id: str) -> APIKey:
         """Read one record. Raises KeyNotFound."""
+        _check_id(key_id)
         key = await self._store.get(key_id)
         if key is None:
             raise KeyNotFound(key_id)
@@ -381,6 +396,7 @@ class AsyncKeyManager:
 
     async def list(self, owner: str) -> "list[APIKey]":
         """List all records of an owner, oldest first."""
+        check_text("owner", owner)
         keys: list[APIKey] = []
         after = None
         while True:
@@ -398,6 +414,7 @@ class AsyncKeyManager:
         limit: int = 100,
     ) -> Page:
         """List records page by page, of one owner or of everybody; see ``KeyStore.find``."""
+        live_at = None if live_at is None else in_utc("live_at", live_at)
         return await self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
 
     async def edit(
@@ -457,8 +474,7 @@ class AsyncKeyManager:
         for _ in range(ATTEMPTS):
             key, now = await self.get(key_id), self._clock()
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
-            expires_at = decisions.expiry(now, life)
-            old, successor = decisions.rotated(key, minted, digest, now, grace, expires_at)
+            old, successor = decisions.rotated(key, minted, digest, now, grace, life)
             if await self._store.swap(key, old, successor=successor):
                 return IssuedKey(successor, minted.text)
         raise Conflict(f"the key {key_id!r} kept changing while it was to be rotated")
@@ -469,7 +485,7 @@ class AsyncKeyManager:
         What is deleted is forgotten: a key that ``ensure`` made, was revoked and is purged will be made
         again by the next ``ensure``.
         """
-        return await self._store.purge(before)
+        return await self._store.purge(in_utc("before", before))
 
     async def _change(self, key_id: str, decide: Callable[[APIKey], APIKey | None]) -> APIKey:
         for _ in range(ATTEMPTS):

@@ -5,12 +5,14 @@ of the URL as the visit says, has the visit admitted by an authenticator, and le
 or answers with the refusal. Views ask the visit for what they need.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, Unpack
 
 from .credentials import DEFAULT_CARRIERS, Carrier, Credential, HeaderReader, Query, read
 from .decisions import Identity, Networks, client_address, networks
 from .errors import AmbiguousKey, ConfigurationError, MissingKey, Refusal
+from .keys import checked_scopes
 from .responses import Response, guard, respond, vary_on
 
 IDENTITY = "apikey_auth.identity"
@@ -20,6 +22,8 @@ VISIT = "apikey_auth.visit"
 """Where it holds the ``Visit``."""
 
 UNIX = "unix"
+
+_REALM = re.compile(r"[ !#-\[\]-~]*")  # what a quoted-string holds unescaped, RFC 9110 section 5.6.4
 
 
 class Options(TypedDict, total=False):
@@ -57,31 +61,27 @@ class Policy:
         "vary",
     )
 
-    def __init__(
-        self,
-        *,
-        required: bool = False,
-        exempt: Sequence[str] = (),
-        carriers: Sequence[Carrier] = DEFAULT_CARRIERS,
-        on_invalid: Literal["reject", "anonymous"] = "reject",
-        realm: str = "api",
-        trusted_proxies: Sequence[str] = (),
-    ) -> None:
-        if on_invalid not in ("reject", "anonymous"):
-            raise ConfigurationError(f"on_invalid is 'reject' or 'anonymous', not {on_invalid!r}")
-        if not realm.isprintable() or not realm.isascii() or '"' in realm or "\\" in realm:
+    def __init__(self, **options: Unpack[Options]) -> None:
+        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+            known = ", ".join(Options.__annotations__)
+            raise ConfigurationError(f"there is no option {', '.join(unknown)}; the options are {known}")
+        self.required = options.get("required", False)
+        if not isinstance(self.required, bool):
+            raise ConfigurationError(f"required is True or False, not {self.required!r}")
+        self.on_invalid = options.get("on_invalid", "reject")
+        if self.on_invalid not in ("reject", "anonymous"):
+            raise ConfigurationError(f"on_invalid is 'reject' or 'anonymous', not {self.on_invalid!r}")
+        self.realm = options.get("realm", "api")
+        if not _REALM.fullmatch(self.realm):
             raise ConfigurationError(
-                f"the realm {realm!r} must be printable ASCII without quote or backslash"
+                f"the realm {self.realm!r} must be printable ASCII without quote or backslash"
             )
-        self.required = required
-        self.on_invalid = on_invalid
-        self.realm = realm
-        self.carriers = _checked_carriers(carriers)
+        self.carriers = _checked_carriers(options.get("carriers", DEFAULT_CARRIERS))
         self.vary = vary_on(self.carriers)
-        paths = _checked_paths(exempt)
+        paths = _checked_paths(options.get("exempt", ()))
         self.exact = frozenset(path for path in paths if path == "/" or not path.endswith("/"))
         self.prefixes = tuple(path for path in paths if path not in self.exact)
-        self.proxies, self.unix = _checked_proxies(trusted_proxies)
+        self.proxies, self.unix = _checked_proxies(options.get("trusted_proxies", ()))
 
     def visit(
         self, method: str, path: str, header: HeaderReader, query: str = "", peer: str | None = None
@@ -162,6 +162,11 @@ class Visit:
                 return None
         return refusal
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Keep a refusal for the view that asks, without the frames it came through: they hold the key."""
+        refusal.__cause__ = refusal.__context__ = None
+        self.refusal = refusal.with_traceback(None)
+
     def admitted_by(self, authority: object) -> bool:
         """Say whether this authenticator found out who it is, so that it need not be asked again."""
         return self.identity is not None and self.authority is authority
@@ -191,7 +196,9 @@ def visit_of(holder: Mapping[str, Any]) -> Visit:
     """Find the visit in a WSGI environ or an ASGI scope. Raises ConfigurationError for none."""
     visit = holder.get(VISIT)
     if not isinstance(visit, Visit):
-        raise ConfigurationError("this request did not pass an APIKeyMiddleware; add it to the application")
+        raise ConfigurationError(
+            "this request passed no APIKeyMiddleware: add it to the application (in Flask: APIKeyAuth(auth, app))"
+        )
     return visit
 
 
@@ -204,6 +211,15 @@ def require(holder: Mapping[str, Any], *scopes: str) -> Identity[Any]:
     return visit_of(holder).require(*scopes)
 
 
+def check_required_scopes(name: str, scopes: tuple[str, ...]) -> None:
+    """Raise TypeError or ValueError for what a decorator that requires scopes was given by mistake."""
+    if any(map(callable, scopes)):
+        raise TypeError(f"write @{name}(), with parentheses")
+    if not all(isinstance(scope, str) for scope in scopes):
+        raise TypeError(f"write the scopes one by one: @{name}('a', 'b')")
+    checked_scopes(scopes)
+
+
 def _is_preflight(method: str, header: HeaderReader) -> bool:
     """Recognise a CORS preflight, which browsers send without credentials (Fetch section 3.2.2)."""
     if method != "OPTIONS":
@@ -212,7 +228,11 @@ def _is_preflight(method: str, header: HeaderReader) -> bool:
 
 
 def _checked_carriers(carriers: Sequence[Carrier]) -> tuple[Carrier, ...]:
-    if not carriers or not all(isinstance(carrier, Carrier) for carrier in carriers):
+    if (
+        not isinstance(carriers, Sequence)
+        or not carriers
+        or not all(isinstance(carrier, Carrier) for carrier in carriers)
+    ):
         raise ConfigurationError("carriers is a list of Header(…), Query(…) and Bearer(), one at least")
     places = [(isinstance(carrier, Query), carrier.name.lower()) for carrier in carriers]
     if len(set(places)) < len(places):

@@ -18,7 +18,7 @@ except ImportError as error:  # pragma: no cover
 
 from . import asgi
 from .authenticate import AsyncAuthenticator
-from .policy import Options, require, visit_of
+from .policy import Options, check_required_scopes, require, visit_of
 
 __all__ = ["APIKeyMiddleware", "require_api_key"]
 
@@ -57,10 +57,13 @@ def require_api_key(*scopes: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     Unlike ``@requires`` it answers 401 with a challenge where there is no key (RFC 9110, section 15.5.2),
     and 403 where a scope is missing.
     """
-    if not all(isinstance(scope, str) for scope in scopes):
-        raise TypeError("write @require_api_key(), with parentheses")
+    check_required_scopes("require_api_key", scopes)
 
     def decorate(endpoint: Callable[P, T]) -> Callable[P, T]:
+        if inspect.isclass(endpoint):
+            raise TypeError(
+                f"@require_api_key() goes on the methods of {endpoint.__name__}, not on the class"
+            )
         if inspect.iscoroutinefunction(endpoint):
 
             @functools.wraps(endpoint)

@@ -6,10 +6,11 @@ application raises before it returns is answered as one of the middleware's own.
 
 import sys
 from collections.abc import Callable, Iterable
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from .authenticate import Authenticator, check_authenticator
-from .errors import Refusal
+from .errors import ConfigurationError, Refusal
 from .policy import IDENTITY, VISIT, Options, Policy, Visit, require
 from .responses import GUARDED, Response
 
@@ -34,6 +35,8 @@ class APIKeyMiddleware:
         self, application: "WSGIApplication", auth: Authenticator[object], **options: Unpack[Options]
     ) -> None:
         check_authenticator(auth, Authenticator)
+        if iscoroutinefunction(application) or iscoroutinefunction(getattr(application, "__call__", None)):  # noqa: B004
+            raise ConfigurationError("this is an ASGI application: use apikey_auth.asgi.APIKeyMiddleware")
         self._application = application
         self._auth = auth
         self._policy = Policy(**options)

@@ -23,7 +23,7 @@ CORE = {
     "decisions": {"errors", "hashing", "keys"},
     "credentials": {"errors"},
     "responses": {"errors", "credentials"},
-    "policy": {"errors", "decisions", "credentials", "responses"},
+    "policy": {"errors", "keys", "decisions", "credentials", "responses"},
     "stores": set(),
     "stores.protocol": {"errors", "keys"},
     "manage": {"errors", "keys", "decisions", "stores.protocol"},

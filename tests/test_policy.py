@@ -1,6 +1,5 @@
 """A middleware's options and what each of them does, seen from the outside."""
 
-import inspect
 import itertools
 
 import pytest
@@ -12,7 +11,7 @@ from apikey_auth.credentials import Bearer, Credential, Header, Query
 from apikey_auth.decisions import Identity, Owner
 from apikey_auth.errors import ConfigurationError, InsufficientScope, InvalidKey, MissingKey
 from apikey_auth.keys import APIKey
-from apikey_auth.policy import IDENTITY, VISIT, Options, Policy, Visit, require, visit_of
+from apikey_auth.policy import IDENTITY, VISIT, Policy, Visit, require, visit_of
 
 KEY = APIKey(id="k1", owner="u1", digest="sha256$$00", scopes=["a"])
 REFUSALS = [
@@ -57,6 +56,7 @@ def admitted(which):
         ({"carriers": [Bearer(), Bearer()]}, "two carriers read the same place"),
         ({"carriers": [Bearer(), Header("authorization")]}, "two carriers read the same place"),
         ({"exempt": "/health"}, "exempt is a list of paths that start with '/'"),
+        ({"exempt": "/"}, "exempt is a list of paths that start with '/'"),
         ({"exempt": ["health"]}, "exempt is a list of paths that start with '/'"),
         ({"exempt": ["/a", ""]}, "exempt is a list of paths that start with '/'"),
         ({"trusted_proxies": "10.0.0.0/8"}, r"trusted_proxies is a list; did you mean \['10.0.0.0/8'\]"),
@@ -72,16 +72,12 @@ def test_an_option_that_will_not_do_is_refused_at_once(options, said):
 
 
 def test_an_unknown_option_is_refused():
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigurationError, match="no option header_name; the options are required, exempt"):
         Policy(header_name="apikey")
 
 
 def test_a_header_and_a_parameter_of_one_name_are_two_places():
     assert Policy(carriers=[Header("x"), Query("x")]).vary == "x"
-
-
-def test_the_options_that_are_typed_are_the_options_there_are():
-    assert set(Options.__annotations__) == set(inspect.signature(Policy).parameters)
 
 
 def test_nobody_is_turned_away_for_a_missing_key_unless_asked_to():
@@ -375,7 +371,7 @@ def test_a_view_asks_environ_or_scope_for_its_identity():
 
 @pytest.mark.parametrize("holder", [{}, {VISIT: None}, {VISIT: "visit"}, {IDENTITY: Identity(None, KEY)}])
 def test_a_request_that_passed_no_middleware_is_a_mistake_in_the_application(holder):
-    with pytest.raises(ConfigurationError, match="did not pass an APIKeyMiddleware"):
+    with pytest.raises(ConfigurationError, match="passed no APIKeyMiddleware"):
         require(holder)
 
 

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
-from django.utils.module_loading import import_string
 
 from ..errors import ConfigurationError
 from .conf import setup
-from .middleware import APIKeyMiddleware
+from .middleware import APIKeyMiddleware, check_order, place_of
 
 
 def check_setting(**_: Any) -> list[CheckMessage]:
@@ -22,10 +20,7 @@ def check_setting(**_: Any) -> list[CheckMessage]:
 
 def check_middleware(**_: Any) -> list[CheckMessage]:
     """W001: the middleware is missing; E002: AuthenticationMiddleware behind it would undo its work."""
-    from django.contrib.auth.middleware import AuthenticationMiddleware
-
-    ours = _place(APIKeyMiddleware)
-    if ours is None:
+    if place_of(APIKeyMiddleware) is None:
         return [
             Warning(
                 "apikey_auth.django is installed, but no request passes its middleware.",
@@ -33,21 +28,8 @@ def check_middleware(**_: Any) -> list[CheckMessage]:
                 id="apikey_auth.W001",
             )
         ]
-    theirs = _place(AuthenticationMiddleware)
-    if theirs is not None and ours < theirs:
-        return [
-            Error(
-                "APIKeyMiddleware stands before AuthenticationMiddleware, which would undo its work.",
-                hint="Move 'apikey_auth.django.middleware.APIKeyMiddleware' behind it in MIDDLEWARE.",
-                id="apikey_auth.E002",
-            )
-        ]
+    try:
+        check_order()
+    except ConfigurationError as error:
+        return [Error(str(error), hint="Move it behind AuthenticationMiddleware.", id="apikey_auth.E002")]
     return []
-
-
-def _place(wanted: type) -> int | None:
-    for place, path in enumerate(settings.MIDDLEWARE):
-        found = import_string(path)
-        if isinstance(found, type) and issubclass(found, wanted):
-            return place
-    return None

@@ -99,6 +99,10 @@ def _chosen(setting: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any
 
 def _store(value: Any) -> Any:
     if isinstance(value, str):
+        if ":" in value:
+            raise ConfigurationError(
+                f"APIKEY_AUTH['STORE'] is a store or its dotted path: SQLKeyStore({value!r})"
+            )
         try:
             value = import_string(value)
         except ImportError as error:

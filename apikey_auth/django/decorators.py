@@ -1,13 +1,14 @@
 """What a view asks of a request's key."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest
 
-from ..policy import require
+from ..policy import check_required_scopes, require
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -18,10 +19,13 @@ def require_api_key(*scopes: str) -> Callable[[View], View]:
     Raises the Refusal that the middleware answers: 401 with a challenge where there is no good key, 403
     where a scope is missing.
     """
-    if not all(isinstance(scope, str) for scope in scopes):
-        raise TypeError("write @require_api_key(), with parentheses")
+    check_required_scopes("require_api_key", scopes)
 
     def decorate(view: View) -> View:
+        if inspect.isclass(view):
+            raise TypeError(
+                "@require_api_key() is for functions; for a class, method_decorator(…, name='dispatch')"
+            )
         if iscoroutinefunction(view):
 
             @functools.wraps(view)

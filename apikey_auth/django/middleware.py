@@ -4,14 +4,35 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
+from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils.module_loading import import_string
 
-from ..errors import Refusal
+from ..errors import ConfigurationError, Refusal
 from ..policy import VISIT, Visit
 from ..responses import GUARDED
 from ..wsgi import receive
 from .conf import setup
+
+
+def place_of(middleware: type) -> int | None:
+    """Find where a middleware, or one made of it, stands in MIDDLEWARE."""
+    for place, path in enumerate(settings.MIDDLEWARE):
+        found = import_string(path)
+        if isinstance(found, type) and issubclass(found, middleware):
+            return place
+    return None
+
+
+def check_order() -> None:
+    """Raise ConfigurationError where requests of a key would end up as the session's user."""
+    ours, theirs = place_of(APIKeyMiddleware), place_of(AuthenticationMiddleware)
+    if ours is not None and theirs is not None and ours < theirs:
+        raise ConfigurationError(
+            "APIKeyMiddleware stands before AuthenticationMiddleware in MIDDLEWARE, which would undo its work"
+        )
 
 
 class APIKeyMiddleware:
@@ -20,6 +41,8 @@ class APIKeyMiddleware:
     ``request.api_key`` is None without one. A key beats the session's user. A good key in a header exempts
     from CSRF, which no other site can send; a key in the URL does not: an attacker's own key in a link
     would switch the protection of the victim's session off.
+
+    Raises ConfigurationError for a setting or a place in MIDDLEWARE that will not do.
     """
 
     sync_capable = True
@@ -32,6 +55,8 @@ class APIKeyMiddleware:
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
+        check_order()
+        _ = setup().async_authenticator if self._is_async else setup().authenticator  # now, not at a request
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:

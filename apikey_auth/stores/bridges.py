@@ -6,28 +6,33 @@ from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from ..keys import APIKey
-from .protocol import READING, Changes, KeyReader, KeyStore, Page, Revision, check_store
+from .protocol import READING, Bridge, Changes, KeyReader, KeyStore, Page, Revision, check_store
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Bridge:
+class _Bridge(Bridge):
     """An ``AsyncKeyStore`` over a ``KeyStore``; it can do what the store behind it can."""
 
     def __init__(self, store: KeyReader) -> None:
         check_store(store, READING, asynchronous=False)
-        self.wrapped = store
+        self._reader = store
+
+    @property
+    def wrapped(self) -> KeyReader:
+        """The store behind the bridge."""
+        return self._reader
 
     async def _run(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         raise NotImplementedError
 
     @property
     def _store(self) -> KeyStore:
-        return self.wrapped  # type: ignore[return-value]  # who needs more than get() has checked for it
+        return self._reader  # type: ignore[return-value]  # who needs more than get() has checked for it
 
     async def get(self, key_id: str, /) -> APIKey | None:
-        return await self._run(self.wrapped.get, key_id)
+        return await self._run(self._reader.get, key_id)
 
     async def add(self, key: APIKey, /) -> None:
         await self._run(self._store.add, key)

@@ -9,7 +9,7 @@ from threading import Lock
 from ..decisions import changed, dead_before, state
 from ..errors import DuplicateKey
 from ..keys import APIKey
-from .protocol import MAX_CHANGES, Changes, Page, Revision, check_swap
+from .protocol import MAX_CHANGES, Changes, Page, Revision, check_limit, check_swap
 
 
 class MemoryKeyStore:
@@ -58,6 +58,7 @@ class MemoryKeyStore:
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
+        check_limit(limit)
         with self._lock:
             found = self._select(lambda key: after is None or key.id > after, owner, live_at)
             keys = sorted(found, key=lambda key: key.id)

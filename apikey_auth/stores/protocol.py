@@ -98,7 +98,8 @@ class KeyStore(KeyReader, Protocol):
         """List records by id, of one owner or of all, from behind ``after``, at most ``limit``.
 
         ``live_at`` leaves out what is revoked, disabled, expired or past its grace at that time. Pages
-        neither skip nor repeat a record that was there all along, whatever is written meanwhile.
+        neither skip nor repeat a record that was there all along, whatever is written meanwhile. Raises
+        ValueError for a limit under 1.
         """
         ...
 
@@ -160,29 +161,58 @@ class AsyncKeyStore(AsyncKeyReader, Protocol):
     async def changes(self, since: Revision | None, /) -> Changes: ...
 
 
+class Bridge:
+    """A store in front of another one: it can do what that one can."""
+
+    @property
+    def wrapped(self) -> object:
+        raise NotImplementedError
+
+
 def check_store(store: object, methods: Iterable[str], *, asynchronous: bool) -> None:
     """Raise ConfigurationError unless a store has these methods, and in the colour that is needed."""
-    able = getattr(store, "wrapped", store)  # a bridge can do what the store behind it can
+    if isinstance(store, str):
+        raise ConfigurationError(f"a URL is no store; give it to one: SQLKeyStore({store!r})")
+    if isinstance(store, type):
+        raise ConfigurationError(f"{store.__name__} is a class; a store is an instance: {store.__name__}(…)")
+    able = store.wrapped if isinstance(store, Bridge) else store
     missing = [name for name in methods if not callable(getattr(able, name, None))]
     if missing:
         raise ConfigurationError(
             f"{type(able).__name__} is no store for this: it lacks {', '.join(f'{name}()' for name in missing)}"
         )
     for name in methods:
-        check_colour(f"{type(store).__name__}.{name}", getattr(store, name), asynchronous=asynchronous)
+        found = _is_async(getattr(store, name))
+        if found and not asynchronous:
+            raise ConfigurationError(
+                f"{type(store).__name__}.{name} is async: use AsyncAuthenticator and AsyncKeyManager, or a store "
+                "that is not"
+            )
+        if asynchronous and not found:
+            raise ConfigurationError(
+                f"{type(store).__name__}.{name} is not async: use an async store, or wrap this one in InThread(…) "
+                "if it may block, in Inline(…) if it never does"
+            )
 
 
-def check_colour(name: str, function: object, *, asynchronous: bool) -> None:
-    """Raise ConfigurationError unless a callable is ``async def``, or is not, as it is needed."""
+def check_function(name: str, function: object, *, asynchronous: bool) -> None:
+    """Raise ConfigurationError unless this is a callable that is ``async def``, or is not, as it is needed."""
+    if not callable(function):
+        raise ConfigurationError(f"{name} must be a function, not {function!r}")
+    if _is_async(function) != asynchronous:
+        needed = "an 'async def' here" if asynchronous else "a plain 'def' here, not an 'async def'"
+        raise ConfigurationError(f"{name} must be {needed}")
+
+
+def _is_async(function: object) -> bool:
     called = function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
-    found = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
-    if found and not asynchronous:
-        raise ConfigurationError(f"{name} is async: use AsyncAuthenticator and AsyncKeyManager")
-    if asynchronous and not found:
-        raise ConfigurationError(
-            f"{name} is not async: wrap the store in InThread(…) if it may block, in Inline(…) if it never "
-            "does; a plain function becomes 'async def'"
-        )
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
+def check_limit(limit: int) -> None:
+    """Raise ValueError for a page of nothing."""
+    if limit < 1:
+        raise ValueError(f"limit must be 1 at least, not {limit}")
 
 
 def check_swap(old: APIKey, new: APIKey) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
-from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 try:
@@ -27,8 +26,8 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("the SQL store needs SQLAlchemy: pip install 'apikey_auth[sql]'") from error
 
 from ..errors import ConfigurationError, DuplicateKey, StoreUnavailable
-from ..keys import MAX_NAME, APIKey
-from .protocol import MAX_CHANGES, Changes, Page, Revision, check_swap
+from ..keys import MAX_NAME, APIKey, is_storable
+from .protocol import MAX_CHANGES, Changes, Page, Revision, check_limit, check_swap
 
 T = TypeVar("T")
 
@@ -127,6 +126,8 @@ def _create_schema() -> Script[None]:
 
 
 def _get(key_id: str) -> Script[APIKey | None]:
+    if not is_storable(key_id):
+        return None
     found = yield Step(_GET, {"key_id": key_id})
     row = found.first()
     return None if row is None else _key(row)
@@ -159,6 +160,7 @@ def _revoke_all(owner: str | None, at: datetime, reason: str | None) -> Script[i
 
 
 def _find(owner: str | None, live_at: datetime | None, after: str | None, limit: int) -> Script[Page]:
+    check_limit(limit)
     query = sa.select(*_RECORD).where(_matching(owner, live_at)).order_by(KEYS.c.id).limit(limit + 1)
     if after is not None:
         query = query.where(KEYS.c.id > after)
@@ -182,8 +184,10 @@ def _purge(before: datetime) -> Script[int]:
 
 
 def _touch(used: Mapping[str, datetime]) -> Script[None]:
-    if used:  # in one order everywhere, so that two of these never wait for each other
-        yield Step(_TOUCH, [{"key_id": key_id, "used": used[key_id]} for key_id in sorted(used)])
+    # In one order everywhere, so that two of these never wait for each other.
+    rows = [{"key_id": key_id, "used": used[key_id]} for key_id in sorted(used) if is_storable(key_id)]
+    if rows:
+        yield Step(_TOUCH, rows)
 
 
 def _changes(since: Revision | None) -> Script[Changes]:
@@ -232,7 +236,7 @@ def _key(row: Any) -> APIKey:
 
 
 @contextmanager
-def _translated(key: APIKey | None = None) -> Iterator[None]:
+def _translated(url: sa.URL, key: APIKey | None = None) -> Iterator[None]:
     """Turn what a driver raises into what the protocol promises."""
     try:
         yield
@@ -244,7 +248,12 @@ def _translated(key: APIKey | None = None) -> Iterator[None]:
         raise DuplicateKey(key.id) from error
     except exc.SQLAlchemyError as error:
         original = getattr(error, "orig", None) or error
-        raise StoreUnavailable(f"the database failed: {original}") from error
+        hint = (
+            "; make the tables with create=True or create_schema()"
+            if "no such table" in str(original)
+            else ""
+        )
+        raise StoreUnavailable(f"the database {url.database} failed: {original}{hint}") from error
 
 
 def _checked_url(url: str | sa.URL, *, asynchronous: bool) -> sa.URL:
@@ -254,7 +263,9 @@ def _checked_url(url: str | sa.URL, *, asynchronous: bool) -> sa.URL:
         raise ConfigurationError(f"{url!r} is no database URL, such as sqlite:///keys.db") from error
     if parsed.get_backend_name() != "sqlite":
         raise ConfigurationError(f"the SQL store is for SQLite, not for {parsed.get_backend_name()!r}")
-    if parsed.database in (None, "", ":memory:") or parsed.query.get("mode") == "memory":
+    if parsed.host:
+        raise ConfigurationError(f"{url!r} has two slashes; a file takes three, sqlite:///keys.db, or four")
+    if not parsed.database or ":memory:" in parsed.database or parsed.query.get("mode") == "memory":
         raise ConfigurationError(
             "an in-memory SQLite database is one connection's own; use a file, or MemoryKeyStore()"
         )
@@ -265,14 +276,19 @@ def _engine_options(timeout: float) -> dict[str, Any]:
     return {"connect_args": {"timeout": timeout}, "pool_timeout": timeout, "hide_parameters": True}
 
 
-def _prepare(engine: sa.Engine, timeout: float) -> None:
+def _prepare(engine: sa.Engine) -> None:
     """Give an engine its transactions: writers queue up for the file, readers never wait for them."""
 
     def connected(connection: Any, _: object) -> None:
         # No BEGIN but ours: the driver's own comes late, and without the lock that a writer needs.
         connection.isolation_level = None
         cursor = connection.cursor()
-        _enter_wal(cursor, timeout)
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except Exception as error:
+            # SQLite does not wait for this lock. Whoever holds it is switching, or the next one here will.
+            if "locked" not in str(error):
+                raise
         cursor.close()
 
     def begun(connection: sa.Connection) -> None:
@@ -284,20 +300,6 @@ def _prepare(engine: sa.Engine, timeout: float) -> None:
     # A connection that two processes share breaks the file: a child starts with none.
     disposal = weakref.WeakMethod(engine.dispose)
     os.register_at_fork(after_in_child=lambda: (dispose := disposal()) and dispose(close=False))
-
-
-def _enter_wal(cursor: Any, timeout: float) -> None:
-    """Switch the file to write-ahead logging, for which SQLite does not wait as it does for other locks."""
-    deadline = monotonic() + timeout
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        except Exception as error:
-            if "locked" not in str(error) or monotonic() > deadline:
-                raise
-            sleep(0.01)
-        else:
-            return
 
 
 class SQLKeyStore:
@@ -313,13 +315,13 @@ class SQLKeyStore:
     def __init__(self, url: str | sa.URL, *, create: bool = False, timeout: float = 5.0) -> None:
         checked = _checked_url(url, asynchronous=False)
         self._engine: sa.Engine = sa.create_engine(checked, **_engine_options(timeout))
-        _prepare(self._engine, timeout)
+        _prepare(self._engine)
         self._writing = self._engine.execution_options(apikey_auth_writes=True)
         self._create = create
 
     def create_schema(self) -> None:
         """Make the tables where they are missing; what is there stays."""
-        with _translated():
+        with _translated(self._engine.url):
             with self._writing.begin() as connection:
                 self._play(connection, _create_schema())
         self._create = False
@@ -371,7 +373,7 @@ class SQLKeyStore:
         """Run a script of one statement, outside any transaction."""
         if self._create:
             self.create_schema()
-        with _translated():
+        with _translated(self._engine.url):
             with self._engine.connect() as connection:
                 return self._play(connection, script)
 
@@ -379,7 +381,7 @@ class SQLKeyStore:
         """Run a script in a transaction of its own, and keep all of it or nothing."""
         if self._create:
             self.create_schema()
-        with _translated(added):
+        with _translated(self._engine.url, added):
             with self._writing.begin() as connection:
                 return self._play(connection, script)
 
@@ -406,13 +408,13 @@ class AsyncSQLKeyStore:
     def __init__(self, url: str | sa.URL, *, create: bool = False, timeout: float = 5.0) -> None:
         checked = _checked_url(url, asynchronous=True)
         self._engine: AsyncEngine = create_async_engine(checked, **_engine_options(timeout))
-        _prepare(self._engine.sync_engine, timeout)
+        _prepare(self._engine.sync_engine)
         self._writing = self._engine.execution_options(apikey_auth_writes=True)
         self._create = create
 
     async def create_schema(self) -> None:
         """Make the tables where they are missing; what is there stays."""
-        with _translated():
+        with _translated(self._engine.url):
             async with self._writing.begin() as connection:
                 await self._play(connection, _create_schema())
         self._create = False
@@ -464,7 +466,7 @@ class AsyncSQLKeyStore:
         """Run a script of one statement, outside any transaction."""
         if self._create:
             await self.create_schema()
-        with _translated():
+        with _translated(self._engine.url):
             async with self._engine.connect() as connection:
                 return await self._play(connection, script)
 
@@ -472,7 +474,7 @@ class AsyncSQLKeyStore:
         """Run a script in a transaction of its own, and keep all of it or nothing."""
         if self._create:
             await self.create_schema()
-        with _translated(added):
+        with _translated(self._engine.url, added):
             async with self._writing.begin() as connection:
                 return await self._play(connection, script)
 

@@ -97,10 +97,15 @@ def test_a_bridge_over_an_async_store_or_another_bridge_is_refused(bridge: Any, 
 
 
 @pytest.mark.parametrize("bridge", [Inline, InThread])
-@pytest.mark.parametrize("store", [None, object(), {}.copy, "sqlite:///keys.db"])
+@pytest.mark.parametrize("store", [None, object(), {}.copy])
 def test_a_bridge_over_no_store_is_refused(bridge: Any, store: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"lacks get\(\)"):
         bridge(store)
+
+
+def test_a_bridge_over_a_url_names_the_store_that_takes_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"give it to one: SQLKeyStore\('sqlite:///keys.db'\)"):
+        InThread("sqlite:///keys.db")  # type: ignore[arg-type]
 
 
 # Colours
@@ -252,6 +257,6 @@ async def test_waiting_for_a_lock_does_not_block_the_event_loop(
     with blockbuster_ctx():
         assert await store.get("k1") is None
         with pytest.raises(StoreUnavailable, match="locked"):
-            await store.purge(datetime.now(UTC))
+            await store.touch({"k1": record().created_at})
     other.close()
     await store.close()

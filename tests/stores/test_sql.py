@@ -159,7 +159,7 @@ async def test_a_file_made_anew_has_another_epoch(opened: Open, file: Path) -> N
 
 
 def test_eight_processes_may_create_the_schema_at_once(url: str) -> None:
-    script = """if True:
+    script = r"""if True:
         import os, sys
         from apikey_auth.stores.sql import SQLKeyStore
         waiting, start = os.pipe()
@@ -505,7 +505,7 @@ def test_an_async_store_can_be_used_in_one_event_loop_after_another(url: str) ->
 
 
 def test_a_forked_child_and_its_parent_both_go_on(url: str) -> None:
-    script = """if True:
+    script = r"""if True:
         import os, sys
         from apikey_auth import APIKey
         from apikey_auth.stores.sql import SQLKeyStore
@@ -533,7 +533,7 @@ def test_a_forked_child_and_its_parent_both_go_on(url: str) -> None:
 
 
 def test_a_forked_child_opens_a_connection_of_its_own(url: str) -> None:
-    script = """if True:
+    script = r"""if True:
         import os, sys
         import sqlalchemy as sa
         from apikey_auth.stores.sql import SQLKeyStore
