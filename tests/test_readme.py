@@ -43,8 +43,8 @@ def somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_every_block_is_of_a_kind_that_is_run_here() -> None:
     languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
     counts = {name: languages.count(name) for name in set(languages)}
-    assert counts == {"sh": 2, "console": 1, "python": 7}
-    tested = ["Starlette", "Flask", "Django", "Django", "WSGI", "ASGI", "Keys"]
+    assert counts == {"sh": 2, "console": 1, "python": 9}
+    tested = ["In your application", "Starlette", "Flask", "Django", "Django", "WSGI", "ASGI", "Keys"]
     found = [block for heading in dict.fromkeys(tested) for block in blocks("python", heading)]
     assert found == blocks("python")
 
@@ -146,7 +146,14 @@ print(client.get("/reports", headers={{"apikey": issued.text}}).json())
     assert out.splitlines() == ["401", "{'user': 'ada', 'key': 'CI'}"]
 
 
+def test_the_loader_is_called_as_it_says() -> None:
+    (source,) = blocks("python", "In your application")
+    assert run(source)["load_user"]("user-2") is None
+
+
 def test_the_keys_section_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (source,) = blocks("python", "Keys")
-    run(source)
+    session, script = blocks("python", "Keys")
+    run(session)
     assert re.fullmatch(r"acme_\w{12}_\w{38}\n", capsys.readouterr().out)
+    namespace = run(script)
+    assert namespace["keys"].get(namespace["issued"].key.id).revoked_at is not None

@@ -211,3 +211,37 @@ def test_a_query_string_beyond_ascii_stays_what_it_was(world: World) -> None:
     for query in (f"a={raw}", f"a={raw}&apikey={key(world)['apikey']}"):
         answer = call_asgi(ASGIHandler(), Request(f"/parameters?{query}"))
         assert answer.holder["query_string"] == "a=é".encode()
+
+
+class TestStart:
+    """What is wrong with a project is said when it starts, not by its first request."""
+
+    def test_the_middleware_before_authentication_does_not_start(self, world: World) -> None:
+        from django.core.handlers.wsgi import WSGIHandler
+
+        with django_settings(world, {}), override_settings(MIDDLEWARE=[SESSIONS, OURS, AUTHENTICATION]):
+            with pytest.raises(ConfigurationError, match="stands before AuthenticationMiddleware"):
+                WSGIHandler()
+
+    def test_a_setting_that_will_not_do_does_not_start(self, world: World) -> None:
+        from django.core.handlers.asgi import ASGIHandler
+        from django.core.handlers.wsgi import WSGIHandler
+
+        with django_settings(world, {"requierd": True}):
+            for handler in (WSGIHandler, ASGIHandler):
+                with pytest.raises(ConfigurationError, match="no REQUIERD"):
+                    handler()
+
+    def test_an_async_store_does_not_start_under_wsgi(self, world: World) -> None:
+        from django.core.handlers.asgi import ASGIHandler
+        from django.core.handlers.wsgi import WSGIHandler
+
+        with override_settings(APIKEY_AUTH={"STORE": Inline(world.store)}):
+            with pytest.raises(ConfigurationError, match="or a store that is not"):
+                WSGIHandler()
+            ASGIHandler()
+
+    def test_a_url_in_the_place_of_a_store_is_told_what_takes_it(self) -> None:
+        with override_settings(APIKEY_AUTH={"STORE": "sqlite:///keys.db"}):
+            with pytest.raises(ConfigurationError, match=r"SQLKeyStore\('sqlite:///keys.db'\)"):
+                setup()

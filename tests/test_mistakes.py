@@ -1,0 +1,133 @@
+"""What people get wrong, and what they are told: what happened, and what to do."""
+
+import logging
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import flask
+import pytest
+
+from apikey_auth import (
+    AsyncAuthenticator,
+    Authenticator,
+    Bearer,
+    ConfigurationError,
+    InsufficientScope,
+    KeyManager,
+    KeyNotFound,
+    KeyScheme,
+    MemoryKeyStore,
+    MissingKey,
+    StoreUnavailable,
+)
+from apikey_auth.flask import APIKeyAuth
+from apikey_auth.policy import Policy
+from apikey_auth.starlette import require_api_key
+from apikey_auth.stores.sql import SQLKeyStore
+from apikey_auth.wsgi import APIKeyMiddleware
+
+keys = KeyManager(MemoryKeyStore(), KeyScheme(prefix="acme"))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error", "advice"),
+    [
+        (lambda: keys.issue("1", expires_in=90), TypeError, r"such as timedelta\(days=90\), not 90"),  # type: ignore[arg-type]
+        (lambda: keys.rotate(keys.issue("1").key.id, grace=3600), TypeError, r"grace is a timedelta"),  # type: ignore[arg-type]
+        (lambda: keys.issue("1", scopes=[1]), ValueError, "1 is no scope"),  # type: ignore[list-item]
+        (lambda: keys.issue(None), TypeError, "owner must be text, not NoneType"),  # type: ignore[arg-type]
+        (lambda: keys.list(1), TypeError, "owner must be text, not int"),  # type: ignore[arg-type]
+        (lambda: keys.purge(datetime.now()), ValueError, "before has no time zone"),  # noqa: DTZ005
+        (lambda: keys.find(live_at=datetime.now()), ValueError, "live_at has no time zone"),  # noqa: DTZ005
+        (lambda: keys.purge("2027-01-01"), TypeError, "before is a datetime, such as"),  # type: ignore[arg-type]
+        (lambda: keys.get(keys.issue("1")), TypeError, r"a key's id is text, issued.key.id, not IssuedKey"),  # type: ignore[arg-type]
+        (lambda: keys.revoke(keys.issue("1").key), TypeError, r"issued.key.id, not APIKey"),  # type: ignore[arg-type]
+        (lambda: Authenticator(MemoryKeyStore(), "acme"), ConfigurationError, r"KeyScheme\(prefix='acme'\)"),  # type: ignore[call-overload]
+        (lambda: KeyManager(MemoryKeyStore(), "acme"), ConfigurationError, r"KeyScheme\(prefix='acme'\)"),  # type: ignore[arg-type]
+        (lambda: Authenticator(MemoryKeyStore), ConfigurationError, r"an instance: MemoryKeyStore\(…\)"),  # type: ignore[call-overload]
+        (lambda: Authenticator("sqlite:///k.db"), ConfigurationError, r"SQLKeyStore\('sqlite:///k.db'\)"),  # type: ignore[call-overload]
+        (lambda: AsyncAuthenticator(MemoryKeyStore()), ConfigurationError, "use an async store, or wrap"),  # type: ignore[call-overload]
+        (lambda: Policy(required="yes"), ConfigurationError, "required is True or False, not 'yes'"),  # type: ignore[arg-type]
+        (lambda: Policy(carriers=Bearer()), ConfigurationError, "carriers is a list"),  # type: ignore[arg-type]
+        (lambda: SQLKeyStore("sqlite://keys.db"), ConfigurationError, "two slashes; a file takes three"),
+        (lambda: require_api_key(["a"]), TypeError, r"one by one: @require_api_key\('a', 'b'\)"),  # type: ignore[arg-type]
+        (lambda: require_api_key("a b"), ValueError, "'a b' is no scope"),
+        (lambda: require_api_key()(type("Page", (), {})), TypeError, "on the methods of Page"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_to_do(mistake: Any, error: type[Exception], advice: str) -> None:
+    with pytest.raises(error, match=advice):
+        mistake()
+
+
+def test_a_keys_text_in_the_place_of_its_id_is_not_repeated() -> None:
+    text = keys.issue("1").text
+    with pytest.raises(KeyNotFound, match="is it the key's text") as caught:
+        keys.revoke(text)
+    assert text not in str(caught.value)
+
+
+def test_no_text_at_all_is_a_missing_key() -> None:
+    auth = Authenticator(MemoryKeyStore())
+    for nothing in (None, ""):
+        with pytest.raises(MissingKey):
+            auth.authenticate(nothing)
+
+
+def test_bytes_in_the_place_of_text_are_a_mistake_of_the_caller() -> None:
+    with pytest.raises(TypeError, match="a key is text, not bytes"):
+        Authenticator(MemoryKeyStore()).authenticate(b"acme_x")  # type: ignore[arg-type]
+
+
+def test_one_missing_scope_may_be_given_as_it_is() -> None:
+    assert InsufficientScope("reports:read").missing == ("reports:read",)
+
+
+def test_an_asgi_application_in_a_wsgi_middleware_is_refused() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"use apikey_auth\.asgi"):
+        APIKeyMiddleware(app, Authenticator(MemoryKeyStore()))  # type: ignore[arg-type]
+
+
+def test_requiring_a_key_above_flasks_route_is_refused() -> None:
+    app = flask.Flask("tests")
+    api = APIKeyAuth(Authenticator(MemoryKeyStore()), app)
+    with pytest.raises(ConfigurationError, match=r"view is routed already: put required\(\) below the route"):
+
+        @api.required()
+        @app.get("/")
+        def view() -> str:
+            return "open to all"
+
+
+def test_a_file_without_tables_says_how_to_make_them(tmp_path: Path) -> None:
+    store = SQLKeyStore(f"sqlite:///{tmp_path}/keys.db")
+    with pytest.raises(
+        StoreUnavailable, match=r"keys.db failed: no such table.*create=True or create_schema\(\)"
+    ):
+        store.get("x")
+    store.close()
+
+
+@pytest.mark.parametrize("failing", ["store", "loader"])
+def test_the_cause_of_a_503_is_in_the_log(failing: str, tmp_path: Path, caplog: Any) -> None:
+    def down(owner: str) -> None:
+        raise ConnectionError("the users are down")
+
+    empty = SQLKeyStore(f"sqlite:///{tmp_path}/keys.db", create=failing == "loader")
+    auth = Authenticator(empty, load_user=down)
+    text = auth.keys.issue("1").text if failing == "loader" else auth.scheme.mint().text
+    with caplog.at_level(logging.ERROR, "apikey_auth"), pytest.raises(StoreUnavailable):
+        auth.authenticate(text)
+    (record,) = caplog.records
+    assert record.exc_info
+    assert ("no such table" if failing == "store" else "the users are down") in caplog.text
+    assert text not in caplog.text
+    empty.close()
+
+
+def test_the_span_of_a_life_may_be_days_or_none() -> None:
+    assert keys.issue("1", expires_in=timedelta(days=1)).key.expires_at is not None
+    assert keys.issue("1", expires_in=None).key.expires_at is None
