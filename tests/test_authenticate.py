@@ -27,6 +27,7 @@ from apikey_auth import (
     InvalidKey,
     KeyScheme,
     MemoryKeyStore,
+    MissingKey,
     Owner,
     RevokedKey,
     StoreUnavailable,
@@ -224,6 +225,19 @@ async def test_a_malformed_text_is_refused_without_asking_store_or_users(colour,
     assert (store.asked, users) == ([], [])
 
 
+@pytest.mark.parametrize("text", ["", None])
+async def test_no_text_is_a_missing_key(colour, text):
+    store = Recording()
+    with pytest.raises(MissingKey):
+        await settled(colour.authenticator(store).authenticate(text))
+    assert store.asked == []
+
+
+async def test_bytes_are_a_mistake_in_the_application_and_no_bad_key(colour, minted):
+    with pytest.raises(TypeError, match="a key is text, not bytes"):
+        await settled(colour.authenticator(Recording()).authenticate(minted.text.encode()))
+
+
 async def test_a_text_with_a_typing_error_is_refused_without_asking_the_store(colour, minted):
     store = Recording(record(minted))
     typo = minted.text[:-1] + ("0" if minted.text[-1] != "0" else "1")
@@ -299,6 +313,7 @@ async def test_a_store_that_says_itself_that_it_is_unavailable_is_passed_on_as_i
     with pytest.raises(StoreUnavailable) as caught:
         await settled(colour.authenticator(Recording(error=error)).authenticate(minted.text))
     assert caught.value is error
+    assert caught.value.retry_after == 30
 
 
 async def test_a_loader_may_refuse_a_key_itself(colour, minted):
@@ -389,6 +404,21 @@ def test_what_is_no_store_is_refused(store):
     for make in (Authenticator, AsyncAuthenticator):
         with pytest.raises(ConfigurationError):
             make(store)
+
+
+@pytest.mark.parametrize("make", [Authenticator, AsyncAuthenticator])
+def test_what_is_often_taken_for_a_store_is_told_what_it_is(make):
+    with pytest.raises(ConfigurationError, match=r"a URL is no store; .*SQLKeyStore\('sqlite:///keys.db'\)"):
+        make("sqlite:///keys.db")
+    with pytest.raises(ConfigurationError, match="MemoryKeyStore is a class; a store is an instance"):
+        make(MemoryKeyStore)
+
+
+@pytest.mark.parametrize("scheme", ["acme", {"prefix": "acme"}, KeyScheme, ""])
+def test_what_is_no_scheme_is_refused(scheme):
+    for make, store in ((Authenticator, MemoryKeyStore()), (AsyncAuthenticator, Inline(MemoryKeyStore()))):
+        with pytest.raises(ConfigurationError, match="the scheme is a KeyScheme"):
+            make(store, scheme)
 
 
 def test_a_store_without_get_is_told_what_it_lacks():

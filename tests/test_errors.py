@@ -129,6 +129,16 @@ def test_every_error_survives_pickling(cls):
     assert (str(copy), copy.args, vars(copy)) == (str(error), error.args, vars(error))
 
 
+def test_a_keys_text_that_was_given_for_its_id_is_not_repeated():
+    said = str(KeyNotFound("acme_4fRk0TzQ9bVw_secret"))
+    assert "secret" not in said
+    assert "issued.key.id" in said
+
+
+def test_one_scope_as_text_is_one_scope():
+    assert InsufficientScope("reports:read").missing == ("reports:read",)
+
+
 def test_pickling_keeps_a_reason_and_a_changed_retry_after():
     error = StoreUnavailable("late")
     error.retry_after = 30

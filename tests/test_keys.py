@@ -74,6 +74,12 @@ def test_without_formats_nothing_but_a_minted_key_is_a_key(text):
         PLAIN.parse(text)
 
 
+@pytest.mark.parametrize("text", [None, b"acme_x", 7])
+def test_what_is_no_text_is_a_mistake_and_no_bad_key(text):
+    with pytest.raises(TypeError, match="a key is text, not"):
+        OPEN.parse(text)
+
+
 @given(prefixes)
 @example("a")
 @example("A_b__9_")
@@ -471,6 +477,13 @@ def test_a_time_without_zone_is_refused_with_the_way_to_make_one_that_has(name):
 
 
 @pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("value", ["2026-01-01", 1767225600, NOW.date()])
+def test_a_time_is_a_datetime(name, value):
+    with pytest.raises(TypeError, match=f"{name} is a datetime"):
+        record(**{name: value})
+
+
+@pytest.mark.parametrize("name", TIMES)
 def test_times_are_kept_in_utc(name):
     there = datetime(2026, 1, 1, 1, 30, tzinfo=timezone(timedelta(hours=1, minutes=30)))
     kept = getattr(record(**{name: there}), name)
@@ -496,7 +509,7 @@ def test_one_scope_in_the_place_of_a_list_is_refused_with_the_list():
         record(scopes="reports:read")
 
 
-@pytest.mark.parametrize("scope", ["", " ", "a b", 'a"b', "a\\b", "é", "a\n", "a\x7f", "\0"])
+@pytest.mark.parametrize("scope", [None, 7, b"a", "", " ", "a b", 'a"b', "a\\b", "é", "a\n", "a\x7f", "\0"])
 def test_a_scope_that_no_challenge_could_name_is_refused(scope):
     with pytest.raises(ValueError, match="is no scope: printable ASCII, no blank, quote or backslash"):
         record(scopes=["fine", scope])

@@ -316,6 +316,48 @@ async def test_a_page_holds_a_hundred_keys_unless_told_otherwise(keys, store):
     assert len((await settled(keys.find())).items) == 100
 
 
+@pytest.mark.parametrize("method", ["get", "edit", "revoke", "rotate"])
+async def test_a_record_in_the_place_of_its_id_is_a_mistake_and_no_unknown_key(keys, method):
+    issued = await settled(keys.issue("u1"))
+    for wrong in (issued, issued.key, None, 7):
+        with pytest.raises(TypeError, match=r"id is text, issued\.key\.id"):
+            await settled(getattr(keys, method)(wrong))
+
+
+NAIVE = NOW.replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda keys, key_id, time: keys.purge(time),
+        lambda keys, key_id, time: keys.find(live_at=time),
+        lambda keys, key_id, time: keys.edit(key_id, expires_at=time),
+    ],
+)
+async def test_a_time_without_zone_is_a_mistake_wherever_one_is_given(keys, store, method):
+    key = (await settled(keys.issue("u1"))).key
+    with pytest.raises(ValueError, match="has no time zone"):
+        await settled(method(keys, key.id, NAIVE))
+    with pytest.raises(TypeError, match="is a datetime"):
+        await settled(method(keys, key.id, "2026-03-01"))
+    assert store.get(key.id) == key
+
+
+@pytest.mark.parametrize("span", [3600, "90 days", NOW, 1.5])
+async def test_a_span_of_time_is_a_timedelta(keys, store, span):
+    key = (await settled(keys.issue("u1"))).key
+    for answer in (
+        lambda: keys.issue("u1", expires_in=span),
+        lambda: keys.ensure("u1", name="x", expires_in=span),
+        lambda: keys.rotate(key.id, grace=span),
+        lambda: keys.rotate(key.id, expires_in=span),
+    ):
+        with pytest.raises(TypeError, match="is a timedelta"):
+            await settled(answer())
+    assert store.count() == 1
+
+
 # Editing
 
 
@@ -436,6 +478,12 @@ async def test_an_owner_that_is_none_or_empty_is_a_mistake_and_not_everybody(key
     with pytest.raises(TypeError, match="leave it out to revoke everybody's keys"):
         await settled(keys.revoke_all(owner))
     assert store.count(live_at=NOW) == 1
+
+
+@pytest.mark.parametrize("owner", [None, 7, b"u1"])
+async def test_an_owner_that_is_no_text_is_a_mistake_and_nobody_without_keys(keys, owner):
+    with pytest.raises(TypeError, match=r"owner must be text.*str\(…\)"):
+        await settled(keys.list(owner))
 
 
 # Rotating
@@ -712,6 +760,12 @@ def test_a_store_that_lacks_a_method_is_refused_and_the_method_named(make, lacki
         return
     with pytest.raises(ConfigurationError, match=rf"Poor is no store for this: it lacks {lacking}\(\)$"):
         make(store=poor())
+
+
+@pytest.mark.parametrize("scheme", ["acme", {"prefix": "acme"}, KeyScheme, ""])
+def test_what_is_no_scheme_is_refused(make, scheme):
+    with pytest.raises(ConfigurationError, match="the scheme is a KeyScheme"):
+        make(scheme)
 
 
 async def test_a_manager_without_scheme_and_clock_takes_the_usual_ones():

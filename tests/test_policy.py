@@ -11,7 +11,16 @@ from apikey_auth.credentials import Bearer, Credential, Header, Query
 from apikey_auth.decisions import Identity, Owner
 from apikey_auth.errors import ConfigurationError, InsufficientScope, InvalidKey, MissingKey
 from apikey_auth.keys import APIKey
-from apikey_auth.policy import IDENTITY, VISIT, Policy, Visit, require, visit_of
+from apikey_auth.policy import (
+    IDENTITY,
+    VISIT,
+    Options,
+    Policy,
+    Visit,
+    check_required_scopes,
+    require,
+    visit_of,
+)
 
 KEY = APIKey(id="k1", owner="u1", digest="sha256$$00", scopes=["a"])
 REFUSALS = [
@@ -42,13 +51,18 @@ def admitted(which):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"required": "false"}, "required is True or False, not 'false'"),
+        ({"required": None}, "required is True or False"),
         ({"on_invalid": "ignore"}, "on_invalid is 'reject' or 'anonymous', not 'ignore'"),
         ({"on_invalid": None}, "on_invalid"),
         ({"realm": 'a"b'}, "realm"),
         ({"realm": "a\\b"}, "realm"),
         ({"realm": "a\nb"}, "realm"),
         ({"realm": "é"}, "realm"),
+        ({"realm": "a\x7fb"}, "realm"),
         ({"carriers": []}, "carriers is a list of"),
+        ({"carriers": Header()}, "carriers is a list of"),
+        ({"carriers": None}, "carriers is a list of"),
         ({"carriers": ["apikey"]}, "carriers is a list of"),
         ({"carriers": [Header, Query]}, "carriers is a list of"),
         ({"carriers": [Header("apikey"), Header("ApiKey")]}, "two carriers read the same place"),
@@ -78,6 +92,21 @@ def test_an_unknown_option_is_refused():
 
 def test_a_header_and_a_parameter_of_one_name_are_two_places():
     assert Policy(carriers=[Header("x"), Query("x")]).vary == "x"
+
+
+def test_every_option_that_is_typed_has_an_effect():
+    changes = {
+        "required": True,
+        "exempt": ["/a", "/b/"],
+        "carriers": [Bearer()],
+        "on_invalid": "anonymous",
+        "realm": "shop",
+        "trusted_proxies": ["unix", "::1"],
+    }
+    assert set(changes) == set(Options.__annotations__)
+    for name, value in changes.items():
+        plain, changed = Policy(), Policy(**{name: value})
+        assert any(getattr(plain, slot) != getattr(changed, slot) for slot in Policy.__slots__)
 
 
 def test_nobody_is_turned_away_for_a_missing_key_unless_asked_to():
@@ -373,6 +402,40 @@ def test_a_view_asks_environ_or_scope_for_its_identity():
 def test_a_request_that_passed_no_middleware_is_a_mistake_in_the_application(holder):
     with pytest.raises(ConfigurationError, match="passed no APIKeyMiddleware"):
         require(holder)
+
+
+def test_what_a_visit_keeps_of_a_refusal_holds_no_frame_and_no_cause():
+    found = visit(apikey="KEY")
+    try:
+        try:
+            raise OSError
+        except OSError as cause:
+            raise errors.StoreUnavailable("down") from cause
+    except errors.StoreUnavailable as refusal:
+        found.refuse(refusal)
+    kept = found.refusal
+    assert (str(kept), kept.__traceback__, kept.__cause__, kept.__context__) == ("down", None, None, None)
+
+
+@pytest.mark.parametrize("scopes", [(), ("a",), ("a", "b:c")])
+def test_a_decorator_takes_scopes_one_by_one(scopes):
+    assert check_required_scopes("auth.required", scopes) is None
+
+
+@pytest.mark.parametrize(
+    ("scopes", "error", "said"),
+    [
+        ((lambda request: None,), TypeError, r"write @auth\.required\(\), with parentheses"),
+        ((["a", "b"],), TypeError, r"write the scopes one by one: @auth\.required\('a', 'b'\)"),
+        ((None,), TypeError, "one by one"),
+        (("a b",), ValueError, "is no scope"),
+        (('a"b',), ValueError, "is no scope"),
+        (("",), ValueError, "is no scope"),
+    ],
+)
+def test_a_decorator_that_is_written_wrongly_says_how_to_write_it(scopes, error, said):
+    with pytest.raises(error, match=said):
+        check_required_scopes("auth.required", scopes)
 
 
 def test_a_visit_is_a_visit_and_holds_nothing_else():
