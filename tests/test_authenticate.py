@@ -316,6 +316,13 @@ async def test_a_store_that_says_itself_that_it_is_unavailable_is_passed_on_as_i
     assert caught.value.retry_after == 30
 
 
+async def test_a_store_may_refuse_a_key_itself(colour, minted):
+    refusal = RevokedKey("on a list of the store's own")
+    with pytest.raises(RevokedKey) as caught:
+        await settled(colour.authenticator(Recording(error=refusal)).authenticate(minted.text))
+    assert caught.value is refusal
+
+
 async def test_a_loader_may_refuse_a_key_itself(colour, minted):
     refusal = InactiveUser("suspended")
 

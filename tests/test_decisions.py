@@ -194,6 +194,16 @@ def test_something_to_await_in_the_place_of_a_user_lets_nobody_in():
         identify(record(), Awaitable())
 
 
+def test_a_coroutine_in_the_place_of_a_user_is_closed_so_that_the_mistake_is_told_once():
+    async def load():
+        return Owner("u1")
+
+    coroutine = load()
+    with pytest.raises(ConfigurationError):
+        identify(record(), coroutine)
+    assert coroutine.cr_frame is None
+
+
 # Scopes
 
 
