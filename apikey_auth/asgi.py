@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, Unpack
 
 from .authenticate import AsyncAuthenticator, check_authenticator
-from .errors import Refusal
-from .policy import IDENTITY, VISIT, Options, Policy, Visit, require
+from .credentials import HeaderReader
+from .errors import ConfigurationError, Refusal
+from .management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern
+from .policy import IDENTITY, VISIT, Options, Policy, Visit, require, visit_of
 from .responses import GUARDED, Response
 
-__all__ = ["APIKeyMiddleware", "require"]
+__all__ = ["APIKeyMiddleware", "KeyManagement", "mount", "require"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -87,6 +89,71 @@ class APIKeyMiddleware:
         return isinstance(outer, Visit) and outer.admitted_by(self._auth)
 
 
+class KeyManagement:
+    """An ASGI application that manages keys in a dialect; it stands behind ``APIKeyMiddleware``.
+
+    ``user`` finds the application's own user in the scope, by default ``scope["user"]``.
+    """
+
+    def __init__(
+        self,
+        auth: AsyncAuthenticator[object],
+        dialect: Dialect,
+        *,
+        user: Callable[[Scope], object] = lambda scope: scope.get("user"),
+    ) -> None:
+        check_authenticator(auth, AsyncAuthenticator)
+        self.dialect = dialect
+        self._keys = auth.keys
+        self._user = user
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise ConfigurationError(f"key management speaks http, not {scope['type']}")
+        await self.respond(scope, receive, send, path_below_mount(scope), scope.get("root_path", ""))
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send, path: str, mount: str) -> None:
+        """Answer for a path below a mount point."""
+        visit = visit_of(scope)
+        user = None if visit.identity is not None else self._user(scope)
+        request = Request(
+            scope["method"],
+            path,
+            mount,
+            scope.get("query_string", b"").decode("latin-1"),
+            _header_reader(scope),
+            await _body(receive),
+            caller_of(visit, user, self.dialect),
+            visit,
+        )
+        await _answer(await aplay(self.dialect.respond(request, self._keys)), scope, send)
+
+
+def mount(app: ASGIApp, path: str, management: KeyManagement) -> ASGIApp:
+    """Mount key management into an application at a path, as ``/odata.svc``; all else goes to the application."""
+    pattern = mount_pattern(path, management.dialect)
+
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        match = pattern.fullmatch(path_below_mount(scope)) if scope["type"] == "http" else None
+        if match is None:
+            await app(scope, receive, send)
+        else:
+            prefix = scope.get("root_path", "") + match["mount"]
+            await management.respond(scope, receive, send, match["below"] or "", prefix)
+
+    return mounted
+
+
+async def _body(receive: Receive) -> bytes:
+    body = b""
+    more = True
+    while more and len(body) <= MAX_BODY:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body[: MAX_BODY + 1]
+
+
 class _GuardedSend:
     """Sends the application's messages, and sees to it that its answer stays private."""
 
@@ -122,17 +189,11 @@ class _GuardedSend:
 
 def _receive(scope: Scope, policy: Policy) -> Visit:
     """Read a request, and cut the key out of its URL."""
-    pairs = scope["headers"]
-
-    def header(name: str) -> str | None:
-        wanted = name.lower().encode("ascii")
-        values = [value for key, value in pairs if key == wanted]
-        return b",".join(values).decode("latin-1") if values else None
-
+    header = _header_reader(scope)
     query = scope.get("query_string", b"").decode("latin-1")
     client = scope.get("client")
     peer = client[0] if client else None
-    visit = policy.visit(scope.get("method", "GET"), _path_below_mount(scope), header, query, peer)
+    visit = policy.visit(scope.get("method", "GET"), path_below_mount(scope), header, query, peer)
     scope[VISIT] = visit
     if visit.credential.query != query:
         scope["query_string"] = visit.credential.query.encode("latin-1")
@@ -141,7 +202,19 @@ def _receive(scope: Scope, policy: Policy) -> Visit:
     return visit
 
 
-def _path_below_mount(scope: Scope) -> str:
+def _header_reader(scope: Scope) -> HeaderReader:
+    pairs = scope["headers"]
+
+    def header(name: str) -> str | None:
+        wanted = name.lower().encode("ascii")
+        values = [value for key, value in pairs if key == wanted]
+        return b",".join(values).decode("latin-1") if values else None
+
+    return header
+
+
+def path_below_mount(scope: Scope) -> str:
+    """Give the decoded path below the application's mount point."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
     return path[len(root) :] if root and path.startswith(f"{root}/") else path

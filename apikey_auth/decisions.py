@@ -20,7 +20,7 @@ from .errors import (
     Refusal,
     RevokedKey,
 )
-from .keys import APIKey, KeyScheme, KeyText
+from .keys import APIKey, KeyScheme, KeyText, in_utc
 
 U_co = TypeVar("U_co", covariant=True)
 Networks = tuple[IPv4Network | IPv6Network, ...]
@@ -125,6 +125,8 @@ def check_request(key: APIKey, address: str | None, scopes: Iterable[str]) -> No
 def missing_scopes(key: APIKey, required: Iterable[str]) -> tuple[str, ...]:
     """List the required scopes that a key lacks."""
     held = key.scopes
+    if isinstance(required, str):
+        required = (required,)
     return () if held is None else tuple(scope for scope in required if scope not in held)
 
 
@@ -159,14 +161,22 @@ def _contains(blocks: Networks, address: str | None) -> bool:
     return any(found in block for block in blocks)
 
 
-def expiry(now: datetime, expires_in: timedelta | None) -> datetime | None:
-    """Turn a lifetime into a time; None is never. Raises ValueError for one that is not positive."""
+def expiry(now: datetime, expires_in: timedelta | None, not_after: datetime | None = None) -> datetime | None:
+    """Turn a lifetime into a time, ``not_after`` at the latest; None is never.
+
+    Raises ValueError for a lifetime that is not positive.
+    """
+    if not_after is not None:
+        not_after = in_utc("not_after", not_after)
+        if not_after <= now:
+            raise ValueError(f"not_after is past: {not_after}")
     if expires_in is None:
-        return None
+        return not_after
     _check_span("expires_in", expires_in)
     if expires_in <= timedelta(0):
         raise ValueError(f"expires_in must be positive, not {expires_in}")
-    return _later(now, expires_in)
+    end = _later(now, expires_in)
+    return end if not_after is None else min(end, not_after)
 
 
 def _check_span(name: str, span: object) -> None:
@@ -200,6 +210,7 @@ def rotated(
     now: datetime,
     grace: timedelta,
     life: timedelta | None,
+    not_after: datetime | None = None,
 ) -> tuple[APIKey, APIKey]:
     """Make the two records of a rotation: the old one in its grace, and its successor.
 
@@ -219,7 +230,7 @@ def rotated(
         prefix=minted.prefix,
         last4=minted.last4,
         created_at=now,
-        expires_at=expiry(now, life),
+        expires_at=expiry(now, life, not_after),
         rotated_from=key.id,
         grace_until=None,
         last_used_at=None,
@@ -231,6 +242,23 @@ def rotated(
 def lifetime(key: APIKey) -> timedelta | None:
     """Tell how long a key was meant to live; None is for ever."""
     return None if key.expires_at is None else key.expires_at - key.created_at
+
+
+def descendants(keys: Iterable[APIKey], ancestors: Iterable[str]) -> set[str]:
+    """Find the unrevoked keys that were made by way of some keys, or by way of keys so made, or replaced them."""
+    children: dict[str, list[APIKey]] = {}
+    for key in keys:
+        for parent in (key.created_by, key.rotated_from):
+            if parent is not None:
+                children.setdefault(parent, []).append(key)
+    found: dict[str, APIKey] = {}
+    waiting = list(ancestors)
+    while waiting:
+        for key in children.get(waiting.pop(), ()):
+            if key.id not in found:
+                found[key.id] = key
+                waiting.append(key.id)
+    return {key.id for key in found.values() if key.revoked_at is None}
 
 
 def newest_last(keys: Sequence[APIKey]) -> list[APIKey]:

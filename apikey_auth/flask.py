@@ -5,14 +5,17 @@ The key is read, and cut out of the URL, before Flask makes a request of it; it 
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 from weakref import WeakSet
 
 try:
-    from flask import Flask, current_app, g, request
+    from flask import Blueprint, Flask, current_app, g, request
     from flask import Response as FlaskResponse
+    from flask.blueprints import BlueprintSetupState
     from werkzeug.local import LocalProxy
+    from werkzeug.routing import BaseConverter
 except ImportError as error:  # pragma: no cover
     raise ImportError("this module needs Flask: pip install 'apikey_auth[flask]'") from error
 
@@ -20,15 +23,19 @@ from . import wsgi
 from .authenticate import Authenticator, check_authenticator
 from .decisions import Identity
 from .errors import ConfigurationError, Refusal
+from .management.handler import Dialect, mount_pattern
 from .policy import Options, Policy, check_required_scopes, require, visit_of
+from .responses import Response
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["APIKeyAuth", "current_identity"]
+__all__ = ["APIKeyAuth", "current_identity", "key_management"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]  # the dialect says which it has
 
 
 def _current_identity() -> Identity[Any] | None:
@@ -99,6 +106,35 @@ class APIKeyAuth:
             g.setdefault("user", None)
 
 
+def key_management(
+    path: str, auth: Authenticator[object], dialect: Dialect, *, name: str = "key_management"
+) -> Blueprint:
+    """Make the blueprint that manages keys at a path in a dialect.
+
+    ``app.register_blueprint(key_management("/keys", auth, REST()))``. Callers who come without a key are
+    ``g.user``, which the application sets before the view.
+    """
+    management = wsgi.KeyManagement(auth, dialect, user=lambda _: g.get("user"))
+    mount_pattern(path, dialect)
+    blueprint = Blueprint(name, __name__)
+
+    class MountConverter(BaseConverter):
+        regex = f"(?i:{re.escape(path[1:])})" if dialect.ignores_case else re.escape(path[1:])
+        part_isolating = False
+
+    def prepare(state: BlueprintSetupState) -> None:
+        state.app.url_map.converters[name] = MountConverter
+
+    def view(mounted: str, rest: str | None = None) -> FlaskResponse:
+        below = "" if rest is None else f"/{rest}"
+        return _response(management.respond(request.environ, below, f"{request.script_root}/{mounted}"))
+
+    blueprint.record_once(prepare)
+    for rule in (f"/<{name}:mounted>", f"/<{name}:mounted>/", f"/<{name}:mounted>/<path:rest>"):
+        blueprint.add_url_rule(rule, "view", view, methods=_METHODS, provide_automatic_options=False)
+    return blueprint
+
+
 class _Front:
     """Reads the key before Flask sees the request, and guards the answer after it."""
 
@@ -115,5 +151,8 @@ class _Front:
 
 
 def _refused(refusal: Refusal) -> FlaskResponse:
-    response = visit_of(request.environ).respond(refusal)
+    return _response(visit_of(request.environ).respond(refusal))
+
+
+def _response(response: Response) -> FlaskResponse:
     return FlaskResponse([response.body], response.status_line, list(response.headers))

@@ -71,6 +71,12 @@ class APIKey:
     def __post_init__(self) -> None:
         for name in ("id", "owner", "name"):
             check_text(name, getattr(self, name))
+        if self.created_by is not None:
+            check_text("created_by", self.created_by)
+        if self.revoked_reason is not None:
+            check_text("revoked_reason", self.revoked_reason, None)
+        if not isinstance(self.disabled, bool):
+            raise TypeError(f"disabled is True or False, not {self.disabled!r}")
         for name in ("id", "owner"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must not be empty")
@@ -224,12 +230,12 @@ def _assign(instance: object, name: str, value: object) -> None:
     object.__setattr__(instance, name, value)  # the way into a frozen dataclass while it is made
 
 
-def check_text(name: str, value: Any) -> None:
+def check_text(name: str, value: Any, limit: int | None = MAX_NAME) -> None:
     """Raise TypeError or ValueError for what is no text that every database can keep."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be text, not {type(value).__name__}; use str(…)")
-    if len(value) > MAX_NAME:
-        raise ValueError(f"{name} has {len(value)} characters, at most {MAX_NAME} are kept")
+    if limit is not None and len(value) > limit:
+        raise ValueError(f"{name} has {len(value)} characters, at most {limit} are kept")
     if not is_storable(value):
         raise ValueError(f"{name} must not hold a NUL character or a lone surrogate: no database keeps them")
 
@@ -242,7 +248,10 @@ def in_utc(name: str, value: datetime) -> datetime:
         return value
     if value.utcoffset() is None:
         raise ValueError(f"{name} has no time zone; use datetime.now(UTC) or attach one")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{name} lies outside of the years 1 to 9999 in UTC") from None
 
 
 def checked_scopes(scopes: Sequence[str] | None) -> tuple[str, ...] | None:

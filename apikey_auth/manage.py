@@ -5,8 +5,9 @@ it is read and decided again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 from . import decisions
 from .errors import ConfigurationError, Conflict, DuplicateKey, KeyNotFound
@@ -46,33 +47,50 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _record(
-    scheme: KeyScheme,
-    text: KeyText,
-    now: datetime,
-    owner: str,
-    name: str,
-    scopes: Sequence[str] | None,
-    addresses: Sequence[str] | None,
-    expires_in: timedelta | None,
-    metadata: Mapping[str, JSON] | None,
-    created_by: str | None,
-) -> IssuedKey:
+class NewKey(TypedDict, total=False):
+    """What a new key may be given.
+
+    ``name``: for people. ``scopes``: what it may do; None, the default, is all that the owner may, ``()``
+    nothing. ``addresses``: the CIDR blocks it may be used from; None, the default, is all.
+    ``expires_in``: its life, a year by default; None is for ever. ``not_after``: the latest end of any life.
+    ``metadata``: the application's own, any JSON object. ``created_by``: the key or user that made it.
+    """
+
+    name: str
+    scopes: Sequence[str] | None
+    addresses: Sequence[str] | None
+    expires_in: timedelta | None
+    not_after: datetime | None
+    metadata: Mapping[str, JSON]
+    created_by: str | None
+
+
+def _issued(scheme: KeyScheme, text: KeyText, now: datetime, owner: str, fields: NewKey) -> IssuedKey:
+    if unknown := sorted(fields.keys() - NewKey.__annotations__.keys()):
+        known = ", ".join(NewKey.__annotations__)
+        raise TypeError(f"a key has no {', '.join(unknown)}; it may be given {known}")
     key = APIKey(
         id=text.id,
         owner=owner,
         digest=scheme.digest(text.text),
-        name=name,
+        name=fields.get("name", ""),
         prefix=text.prefix,
         last4=text.last4,
-        scopes=scopes,  # type: ignore[arg-type]  # the record makes tuples of both
-        addresses=addresses,  # type: ignore[arg-type]
+        scopes=fields.get("scopes"),  # type: ignore[arg-type]  # the record makes tuples of both
+        addresses=fields.get("addresses"),  # type: ignore[arg-type]
         created_at=now,
-        created_by=created_by,
-        expires_at=decisions.expiry(now, expires_in),
-        metadata=metadata or {},
+        created_by=fields.get("created_by"),
+        expires_at=decisions.expiry(now, fields.get("expires_in", DEFAULT_LIFE), fields.get("not_after")),
+        metadata=fields.get("metadata", {}),
     )
     return IssuedKey(key, text.text)
+
+
+def _check_configured(scheme: KeyScheme, issued: IssuedKey, existing: APIKey) -> None:
+    if existing.owner != issued.key.owner or not scheme.matches(existing.digest, issued.text):
+        raise ConfigurationError(
+            f"the configured key has the id {existing.id!r} of another key, and would not work"
+        )
 
 
 def _given(**fields: object) -> dict[str, object]:
@@ -108,78 +126,38 @@ class KeyManager:
     ) -> None:
         check_store(store, MANAGING, asynchronous=False)
         self._store: KeyStore = store  # type: ignore[assignment]  # just checked
-        self._scheme = checked_scheme(scheme)
-        self._clock = clock
+        self.scheme = checked_scheme(scheme)
+        self.clock = clock
 
-    def issue(
-        self,
-        owner: str,
-        *,
-        name: str = "",
-        scopes: Sequence[str] | None = None,
-        addresses: Sequence[str] | None = None,
-        expires_in: timedelta | None = DEFAULT_LIFE,
-        metadata: Mapping[str, JSON] | None = None,
-        created_by: str | None = None,
-    ) -> IssuedKey:
-        """Make a new key for an owner. Its text is in the answer and nowhere else.
+    def issue(self, owner: str, **fields: Unpack[NewKey]) -> IssuedKey:
+        """Make a new key for an owner; see ``NewKey``. Its text is in the answer and nowhere else.
 
-        ``owner`` is the user's lasting id as text (``str(user.pk)``), ``scopes`` what the key may do (None:
-        all that the owner may), ``addresses`` the CIDR blocks it may be used from (None: all).
-        ``expires_in`` None makes a key that never expires. Raises ValueError or TypeError for a field that
-        will not do.
+        ``owner`` is the user's lasting id as text (``str(user.pk)``). Raises ValueError or TypeError for a
+        field that will not do.
         """
-        text = self._scheme.mint()
-        issued = _record(
-            self._scheme,
-            text,
-            self._clock(),
-            owner,
-            name,
-            scopes,
-            addresses,
-            expires_in,
-            metadata,
-            created_by,
-        )
+        issued = _issued(self.scheme, self.scheme.mint(), self.clock(), owner, fields)
         self._store.add(issued.key)
         return issued
 
-    def ensure(
-        self,
-        owner: str,
-        *,
-        name: str,
-        text: str | None = None,
-        scopes: Sequence[str] | None = None,
-        addresses: Sequence[str] | None = None,
-        expires_in: timedelta | None = DEFAULT_LIFE,
-        metadata: Mapping[str, JSON] | None = None,
-        created_by: str | None = None,
-    ) -> IssuedKey | None:
+    def ensure(self, owner: str, *, text: str | None = None, **fields: Unpack[NewKey]) -> IssuedKey | None:
         """Make an owner's key of this name unless there is one, dead or alive; None if there is.
 
         It is made once however many workers start together: its id follows from prefix, owner and name, so
         that the second of two finds it there. ``text`` is a key from the configuration to take instead of
-        a new one. Raises InvalidKey if that text is no key of the scheme.
+        a new one. Raises TypeError for no ``name``, InvalidKey if the text is no key of the scheme, and
+        ConfigurationError if a key with its id has another secret or owner.
         """
-        minted = self._scheme.mint(named_id(self._scheme.prefix, owner, name))
-        chosen = minted if text is None else self._scheme.parse(text)
-        issued = _record(
-            self._scheme,
-            chosen,
-            self._clock(),
-            owner,
-            name,
-            scopes,
-            addresses,
-            expires_in,
-            metadata,
-            created_by,
-        )
+        name = fields.get("name")
+        if not name:
+            raise TypeError("ensure() takes a name: owner and name say which key it is")
+        named = named_id(self.scheme.prefix, owner, name)
+        chosen = self.scheme.mint(named) if text is None else self.scheme.parse(text)
+        issued = _issued(self.scheme, chosen, self.clock(), owner, fields)
         try:
             self._store.add(issued.key)
         except DuplicateKey:
+            if text is not None:
+                _check_configured(self.scheme, issued, self.get(issued.key.id))
             return None
         return issued
 
@@ -194,13 +172,7 @@ class KeyManager:
     def list(self, owner: str) -> "list[APIKey]":
         """List all records of an owner, oldest first."""
         check_text("owner", owner)
-        keys: list[APIKey] = []
-        after = None
-        while True:
-            page = self._store.find(owner=owner, after=after, limit=1000)
-            keys.extend(page.items)
-            if (after := page.next) is None:
-                return decisions.newest_last(keys)
+        return decisions.newest_last(self._all(owner))
 
     def find(
         self,
@@ -239,19 +211,30 @@ class KeyManager:
         )
         return self._change(key_id, lambda key: decisions.changed(key, **fields) if fields else None)
 
-    def revoke(self, key_id: str, *, reason: str | None = None) -> APIKey:
+    def revoke(self, key_id: str, *, reason: str | None = None, descendants: bool = False) -> APIKey:
         """Revoke a key for good; one that is revoked already keeps its time and reason.
 
-        Raises KeyNotFound.
+        With ``descendants``, what was made by way of it goes too, and what was made by way of that, and the
+        keys that replaced any of them; all records are read for it. Raises KeyNotFound.
         """
-        return self._change(key_id, lambda key: decisions.revoked(key, self._clock(), reason))
+        key = self._revoke(key_id, reason)
+        for _ in range(ATTEMPTS if descendants else 0):  # one of them may have made another meanwhile
+            found = decisions.descendants(self._all(), [key_id])
+            if not found:
+                break
+            for descendant in found:
+                with suppress(KeyNotFound):  # purged meanwhile
+                    self._revoke(descendant, reason)
+        return key
 
     def revoke_all(self, owner: str | Unset = UNSET, *, reason: str | None = None) -> int:
         """Revoke all keys of an owner, or everybody's if none is given, and tell how many were revoked.
 
         Raises TypeError for an owner that is None or empty: that is a mistake, not everybody.
         """
-        return self._store.revoke_all(_owner_or_all(owner), self._clock(), reason)
+        if reason is not None:
+            check_text("reason", reason, None)
+        return self._store.revoke_all(_owner_or_all(owner), self.clock(), reason)
 
     def rotate(
         self,
@@ -259,19 +242,20 @@ class KeyManager:
         *,
         grace: timedelta = timedelta(0),
         expires_in: timedelta | Unset | None = UNSET,
+        not_after: datetime | None = None,
     ) -> IssuedKey:
         """Replace a key by a new one with the same rights; the old one goes on for ``grace``.
 
         Both are written in one step. The new key lives as long as the old one was meant to, unless
-        ``expires_in`` says otherwise. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
+        ``expires_in`` says otherwise, and not beyond ``not_after``. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
         rotated before.
         """
-        minted = self._scheme.mint()
-        digest = self._scheme.digest(minted.text)
+        minted = self.scheme.mint()
+        digest = self.scheme.digest(minted.text)
         for _ in range(ATTEMPTS):
-            key, now = self.get(key_id), self._clock()
+            key, now = self.get(key_id), self.clock()
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
-            old, successor = decisions.rotated(key, minted, digest, now, grace, life)
+            old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after)
             if self._store.swap(key, old, successor=successor):
                 return IssuedKey(successor, minted.text)
         raise Conflict(f"the key {key_id!r} kept changing while it was to be rotated")
@@ -283,6 +267,17 @@ class KeyManager:
         again by the next ``ensure``.
         """
         return self._store.purge(in_utc("before", before))
+
+    def _all(self, owner: str | None = None) -> Sequence[APIKey]:
+        page = self._store.find(owner=owner, limit=1000)
+        keys = [*page.items]
+        while page.next is not None:
+            page = self._store.find(owner=owner, after=page.next, limit=1000)
+            keys.extend(page.items)
+        return keys
+
+    def _revoke(self, key_id: str, reason: str | None) -> APIKey:
+        return self._change(key_id, lambda key: decisions.revoked(key, self.clock(), reason))
 
     def _change(self, key_id: str, decide: Callable[[APIKey], APIKey | None]) -> APIKey:
         for _ in range(ATTEMPTS):
@@ -311,78 +306,40 @@ class AsyncKeyManager:
     ) -> None:
         check_store(store, MANAGING, asynchronous=True)
         self._store: AsyncKeyStore = store  # type: ignore[assignment]  # just checked
-        self._scheme = checked_scheme(scheme)
-        self._clock = clock
+        self.scheme = checked_scheme(scheme)
+        self.clock = clock
 
-    async def issue(
-        self,
-        owner: str,
-        *,
-        name: str = "",
-        scopes: Sequence[str] | None = None,
-        addresses: Sequence[str] | None = None,
-        expires_in: timedelta | None = DEFAULT_LIFE,
-        metadata: Mapping[str, JSON] | None = None,
-        created_by: str | None = None,
-    ) -> IssuedKey:
-        """Make a new key for an owner. Its text is in the answer and nowhere else.
+    async def issue(self, owner: str, **fields: Unpack[NewKey]) -> IssuedKey:
+        """Make a new key for an owner; see ``NewKey``. Its text is in the answer and nowhere else.
 
-        ``owner`` is the user's lasting id as text (``str(user.pk)``), ``scopes`` what the key may do (None:
-        all that the owner may), ``addresses`` the CIDR blocks it may be used from (None: all).
-        ``expires_in`` None makes a key that never expires. Raises ValueError or TypeError for a field that
-        will not do.
+        ``owner`` is the user's lasting id as text (``str(user.pk)``). Raises ValueError or TypeError for a
+        field that will not do.
         """
-        text = self._scheme.mint()
-        issued = _record(
-            self._scheme,
-            text,
-            self._clock(),
-            owner,
-            name,
-            scopes,
-            addresses,
-            expires_in,
-            metadata,
-            created_by,
-        )
+        issued = _issued(self.scheme, self.scheme.mint(), self.clock(), owner, fields)
         await self._store.add(issued.key)
         return issued
 
     async def ensure(
-        self,
-        owner: str,
-        *,
-        name: str,
-        text: str | None = None,
-        scopes: Sequence[str] | None = None,
-        addresses: Sequence[str] | None = None,
-        expires_in: timedelta | None = DEFAULT_LIFE,
-        metadata: Mapping[str, JSON] | None = None,
-        created_by: str | None = None,
+        self, owner: str, *, text: str | None = None, **fields: Unpack[NewKey]
     ) -> IssuedKey | None:
         """Make an owner's key of this name unless there is one, dead or alive; None if there is.
 
         It is made once however many workers start together: its id follows from prefix, owner and name, so
         that the second of two finds it there. ``text`` is a key from the configuration to take instead of
-        a new one. Raises InvalidKey if that text is no key of the scheme.
+        a new one. Raises TypeError for no ``name``, InvalidKey if the text is no key of the scheme, and
+        ConfigurationError if a key with its id has another secret or owner.
         """
-        minted = self._scheme.mint(named_id(self._scheme.prefix, owner, name))
-        chosen = minted if text is None else self._scheme.parse(text)
-        issued = _record(
-            self._scheme,
-            chosen,
-            self._clock(),
-            owner,
-            name,
-            scopes,
-            addresses,
-            expires_in,
-            metadata,
-            created_by,
-        )
+        name = fields.get("name")
+        if not name:
+            raise TypeError("ensure() takes a name: owner and name say which key it is")
+        named = named_id(self.scheme.prefix, owner, name)
+        chosen = self.scheme.mint(named) if text is None else self.scheme.parse(text)
+        issued = _issued(self.scheme, chosen, self.clock(), owner, fields)
         try:
             await self._store.add(issued.key)
         except DuplicateKey:
+            if text is not None:
+                _check_configured(self.scheme, issued, await self.get(issued.key.id))
             return None
         return issued
 
@@ -397,13 +354,7 @@ class AsyncKeyManager:
     async def list(self, owner: str) -> "list[APIKey]":
         """List all records of an owner, oldest first."""
         check_text("owner", owner)
-        keys: list[APIKey] = []
-        after = None
-        while True:
-            page = await self._store.find(owner=owner, after=after, limit=1000)
-            keys.extend(page.items)
-            if (after := page.next) is None:
-                return decisions.newest_last(keys)
+        return decisions.newest_last(await self._all(owner))
 
     async def find(
         self,
@@ -442,19 +393,30 @@ class AsyncKeyManager:
         )
         return await self._change(key_id, lambda key: decisions.changed(key, **fields) if fields else None)
 
-    async def revoke(self, key_id: str, *, reason: str | None = None) -> APIKey:
+    async def revoke(self, key_id: str, *, reason: str | None = None, descendants: bool = False) -> APIKey:
         """Revoke a key for good; one that is revoked already keeps its time and reason.
 
-        Raises KeyNotFound.
+        With ``descendants``, what was made by way of it goes too, and what was made by way of that, and the
+        keys that replaced any of them; all records are read for it. Raises KeyNotFound.
         """
-        return await self._change(key_id, lambda key: decisions.revoked(key, self._clock(), reason))
+        key = await self._revoke(key_id, reason)
+        for _ in range(ATTEMPTS if descendants else 0):  # one of them may have made another meanwhile
+            found = decisions.descendants(await self._all(), [key_id])
+            if not found:
+                break
+            for descendant in found:
+                with suppress(KeyNotFound):  # purged meanwhile
+                    await self._revoke(descendant, reason)
+        return key
 
     async def revoke_all(self, owner: str | Unset = UNSET, *, reason: str | None = None) -> int:
         """Revoke all keys of an owner, or everybody's if none is given, and tell how many were revoked.
 
         Raises TypeError for an owner that is None or empty: that is a mistake, not everybody.
         """
-        return await self._store.revoke_all(_owner_or_all(owner), self._clock(), reason)
+        if reason is not None:
+            check_text("reason", reason, None)
+        return await self._store.revoke_all(_owner_or_all(owner), self.clock(), reason)
 
     async def rotate(
         self,
@@ -462,19 +424,20 @@ class AsyncKeyManager:
         *,
         grace: timedelta = timedelta(0),
         expires_in: timedelta | Unset | None = UNSET,
+        not_after: datetime | None = None,
     ) -> IssuedKey:
         """Replace a key by a new one with the same rights; the old one goes on for ``grace``.
 
         Both are written in one step. The new key lives as long as the old one was meant to, unless
-        ``expires_in`` says otherwise. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
+        ``expires_in`` says otherwise, and not beyond ``not_after``. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
         rotated before.
         """
-        minted = self._scheme.mint()
-        digest = self._scheme.digest(minted.text)
+        minted = self.scheme.mint()
+        digest = self.scheme.digest(minted.text)
         for _ in range(ATTEMPTS):
-            key, now = await self.get(key_id), self._clock()
+            key, now = await self.get(key_id), self.clock()
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
-            old, successor = decisions.rotated(key, minted, digest, now, grace, life)
+            old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after)
             if await self._store.swap(key, old, successor=successor):
                 return IssuedKey(successor, minted.text)
         raise Conflict(f"the key {key_id!r} kept changing while it was to be rotated")
@@ -486,6 +449,17 @@ class AsyncKeyManager:
         again by the next ``ensure``.
         """
         return await self._store.purge(in_utc("before", before))
+
+    async def _all(self, owner: str | None = None) -> Sequence[APIKey]:
+        page = await self._store.find(owner=owner, limit=1000)
+        keys = [*page.items]
+        while page.next is not None:
+            page = await self._store.find(owner=owner, after=page.next, limit=1000)
+            keys.extend(page.items)
+        return keys
+
+    async def _revoke(self, key_id: str, reason: str | None) -> APIKey:
+        return await self._change(key_id, lambda key: decisions.revoked(key, self.clock(), reason))
 
     async def _change(self, key_id: str, decide: Callable[[APIKey], APIKey | None]) -> APIKey:
         for _ in range(ATTEMPTS):

@@ -6,8 +6,8 @@ or answers with the refusal. Views ask the visit for what they need.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 from .credentials import DEFAULT_CARRIERS, Carrier, Credential, HeaderReader, Query, read
 from .decisions import Identity, Networks, client_address, networks
@@ -26,6 +26,9 @@ UNIX = "unix"
 _REALM = re.compile(r"[ !#-\[\]-~]*")  # what a quoted-string holds unescaped, RFC 9110 section 5.6.4
 
 
+Render: TypeAlias = Callable[[Refusal, str], "tuple[str, bytes] | None"]
+
+
 class Options(TypedDict, total=False):
     """The options of every ``APIKeyMiddleware``.
 
@@ -35,6 +38,8 @@ class Options(TypedDict, total=False):
     ``carriers``: where keys are looked for, ``[Header("apikey"), Query("apikey")]`` by default.
     ``on_invalid``: ``"reject"``, or ``"anonymous"`` to treat who comes with a bad key (401) as a visitor.
     ``realm``: the realm that challenges name.
+    ``render``: writes the body of a refusal, given the refusal and the path below the mount point: a content
+    type and the body, or None for the problem details.
     ``trusted_proxies``: CIDR blocks whose ``X-Forwarded-For`` is believed, ``"unix"`` for a Unix socket.
     """
 
@@ -43,6 +48,7 @@ class Options(TypedDict, total=False):
     carriers: Sequence[Carrier]
     on_invalid: Literal["reject", "anonymous"]
     realm: str
+    render: "Render | None"
     trusted_proxies: Sequence[str]
 
 
@@ -56,6 +62,7 @@ class Policy:
         "prefixes",
         "proxies",
         "realm",
+        "render",
         "required",
         "unix",
         "vary",
@@ -76,6 +83,9 @@ class Policy:
             raise ConfigurationError(
                 f"the realm {self.realm!r} must be printable ASCII without quote or backslash"
             )
+        self.render = options.get("render")
+        if self.render is not None and not callable(self.render):
+            raise ConfigurationError(f"render is a function of a refusal and a path, not {self.render!r}")
         self.carriers = _checked_carriers(options.get("carriers", DEFAULT_CARRIERS))
         self.vary = vary_on(self.carriers)
         paths = _checked_paths(options.get("exempt", ()))
@@ -94,7 +104,7 @@ class Policy:
         if self.proxies or self.unix:
             peer = client_address(peer, header("X-Forwarded-For"), self.proxies, self.unix)
         exempt = self.exempts(path) or _is_preflight(method, header)
-        return Visit(self, method, read(self.carriers, header, query), exempt, peer)
+        return Visit(self, method, path, read(self.carriers, header, query), exempt, peer)
 
     def without_keys(self, target: str) -> str:
         """Cut the key out of a request target, ``/path?query``, and leave the rest, byte for byte."""
@@ -126,15 +136,23 @@ class Visit:
         "exempt",
         "identity",
         "method",
+        "path",
         "policy",
         "refusal",
     )
 
     def __init__(
-        self, policy: Policy, method: str, credential: Credential, exempt: bool, address: str | None
+        self,
+        policy: Policy,
+        method: str,
+        path: str,
+        credential: Credential,
+        exempt: bool,
+        address: str | None,
     ) -> None:
         self.policy = policy
         self.method = method
+        self.path = path
         self.credential = credential
         self.exempt = exempt
         self.address = address
@@ -181,10 +199,12 @@ class Visit:
         self.identity.require(*scopes)
         return self.identity
 
-    def respond(self, refusal: Refusal) -> Response:
-        """Answer the request with a refusal."""
+    def respond(self, refusal: Refusal, rendered: tuple[str, bytes] | None = None) -> Response:
+        """Answer the request with a refusal; with a body of its own, or as the policy renders it."""
         policy = self.policy
-        return respond(refusal, policy.carriers, policy.realm, self.method, self.credential.in_url)
+        if rendered is None and policy.render is not None:
+            rendered = policy.render(refusal, self.path)
+        return respond(refusal, policy.carriers, policy.realm, self.method, self.credential.in_url, rendered)
 
     def guard(self, present: Mapping[str, str]) -> Mapping[str, str]:
         """Tell which headers keep the application's answer private; see ``responses.guard``."""

@@ -30,27 +30,31 @@ class Response:
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
+    def with_header(self, name: str, value: str) -> "Response":
+        """Add a header."""
+        return Response(self.status, (*self.headers, (name, value)), self.body)
+
     @property
     def status_line(self) -> str:
         """The status code and its phrase, as ``404 Not Found``."""
         return f"{self.status} {HTTPStatus(self.status).phrase}"
 
 
-def respond(refusal: Refusal, carriers: Sequence[Carrier], realm: str, method: str, in_url: bool) -> Response:
-    """Turn a refusal into its answer; the body of a HEAD is empty, its headers are those of the GET."""
-    problem = {
-        "type": "about:blank",
-        "title": HTTPStatus(refusal.status).phrase,
-        "status": refusal.status,
-        "detail": refusal.detail,
-        "code": refusal.code,
-    }
-    body = json.dumps(problem).encode("ascii")
-    headers = [
-        ("Content-Type", "application/problem+json"),
-        ("Content-Length", str(len(body))),
-        ("Cache-Control", "no-store"),
-    ]
+def respond(
+    refusal: Refusal,
+    carriers: Sequence[Carrier],
+    realm: str,
+    method: str,
+    in_url: bool,
+    rendered: tuple[str, bytes] | None = None,
+) -> Response:
+    """Turn a refusal into its answer; the body of a HEAD is empty, its headers are those of the GET.
+
+    ``rendered`` is a content type and a body, which may be empty, to take instead of the problem details.
+    """
+    content_type, body = rendered or render(refusal)
+    headers = [("Content-Type", content_type)] if body else []
+    headers += [("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
     if challenge := ", ".join(challenges(refusal, carriers, realm)):
         headers.append(("WWW-Authenticate", challenge))
     if isinstance(refusal, StoreUnavailable):
@@ -60,6 +64,18 @@ def respond(refusal: Refusal, carriers: Sequence[Carrier], realm: str, method: s
     if in_url:
         headers.append(("Referrer-Policy", "no-referrer"))
     return Response(refusal.status, tuple(headers), b"" if method == "HEAD" else body)
+
+
+def render(refusal: Refusal) -> tuple[str, bytes]:
+    """Write a refusal as problem details: the content type and the body."""
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(refusal.status).phrase,
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "code": refusal.code,
+    }
+    return "application/problem+json", json.dumps(problem).encode("ascii")
 
 
 def challenges(refusal: Refusal, carriers: Sequence[Carrier], realm: str) -> Iterable[str]:
@@ -127,6 +143,8 @@ def _stricter(present: str, directive: str) -> str | None:
     What would take it back goes: ``public`` and ``s-maxage``, ``private`` for some fields alone, and
     ``must-understand``, under which a cache may ignore ``no-store`` (RFC 9111 section 5.2.2.3).
     """
+    if present.count('"') % 2:  # nobody can say which directives these are
+        present = ""
     directives = [each.strip() for each in _DIRECTIVE.findall(present) if each.strip()]
     kept = [each for each in directives if not each.lower().startswith(_WEAKER)]
     if not {each.lower() for each in kept} & {directive, "no-store"}:

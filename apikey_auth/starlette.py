@@ -12,15 +12,17 @@ from typing import Any, ParamSpec, TypeVar, Unpack
 try:
     from starlette.authentication import AuthCredentials, UnauthenticatedUser
     from starlette.requests import HTTPConnection
+    from starlette.routing import BaseRoute, Match
     from starlette.types import ASGIApp, Receive, Scope, Send
 except ImportError as error:  # pragma: no cover
     raise ImportError("this module needs Starlette: pip install 'apikey_auth[starlette]'") from error
 
 from . import asgi
 from .authenticate import AsyncAuthenticator
+from .management.handler import Dialect, mount_pattern
 from .policy import Options, check_required_scopes, require, visit_of
 
-__all__ = ["APIKeyMiddleware", "require_api_key"]
+__all__ = ["APIKeyMiddleware", "KeyManagement", "require_api_key"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,6 +51,27 @@ class APIKeyMiddleware:
                 scope.setdefault("auth", AuthCredentials())
                 scope.setdefault("user", UnauthenticatedUser())
         await self._app(scope, receive, send)
+
+
+class KeyManagement(BaseRoute):
+    """A route that manages keys at a path in a dialect: ``KeyManagement("/keys", auth, REST())``.
+
+    Stands among an application's routes as a ``Mount`` does. Callers who come without a key are the users
+    that an authentication middleware has set.
+    """
+
+    def __init__(self, path: str, auth: AsyncAuthenticator[object], dialect: Dialect) -> None:
+        self._management = asgi.KeyManagement(auth, dialect)
+        self._pattern = mount_pattern(path, dialect)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        found = self._pattern.fullmatch(asgi.path_below_mount(scope)) if scope["type"] == "http" else None
+        if found is None:
+            return Match.NONE, {}
+        return Match.FULL, {"root_path": scope.get("root_path", "") + found["mount"]}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._management(scope, receive, send)
 
 
 def require_api_key(*scopes: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -10,14 +10,16 @@ from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from .authenticate import Authenticator, check_authenticator
+from .credentials import HeaderReader
 from .errors import ConfigurationError, Refusal
-from .policy import IDENTITY, VISIT, Options, Policy, Visit, require
+from .management.handler import MAX_BODY, Dialect, Request, caller_of, mount_pattern, play
+from .policy import IDENTITY, VISIT, Options, Policy, Visit, require, visit_of
 from .responses import GUARDED, Response
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["APIKeyMiddleware", "require"]
+__all__ = ["APIKeyMiddleware", "KeyManagement", "mount", "require"]
 
 Headers: TypeAlias = "list[tuple[str, str]]"
 
@@ -55,6 +57,69 @@ class APIKeyMiddleware:
             return answer(visit.respond(refusal), start_response, sys.exc_info())
 
 
+class KeyManagement:
+    """A WSGI application that manages keys in a dialect; it stands behind ``APIKeyMiddleware``.
+
+    ``user`` finds the application's own user in the environ, by default the server's ``REMOTE_USER``.
+    """
+
+    def __init__(
+        self,
+        auth: Authenticator[object],
+        dialect: Dialect,
+        *,
+        user: Callable[["WSGIEnvironment"], object] = lambda environ: environ.get("REMOTE_USER"),
+    ) -> None:
+        check_authenticator(auth, Authenticator)
+        self.dialect = dialect
+        self._keys = auth.keys
+        self._user = user
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        return answer(self.respond(environ, path_of(environ), environ.get("SCRIPT_NAME", "")), start_response)
+
+    def respond(self, environ: "WSGIEnvironment", path: str, mount: str) -> Response:
+        """Answer for a path below a mount point."""
+        visit = visit_of(environ)
+        user = None if visit.identity is not None else self._user(environ)
+        request = Request(
+            environ["REQUEST_METHOD"],
+            path,
+            mount,
+            environ.get("QUERY_STRING", ""),
+            header_reader(environ),
+            _body(environ),
+            caller_of(visit, user, self.dialect),
+            visit,
+        )
+        return play(self.dialect.respond(request, self._keys))
+
+
+def mount(application: "WSGIApplication", path: str, management: KeyManagement) -> "WSGIApplication":
+    """Mount key management into an application at a path, as ``/odata.svc``; all else goes to the application."""
+    pattern = mount_pattern(path, management.dialect)
+
+    def mounted(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        match = pattern.fullmatch(path_of(environ))
+        if match is None:
+            return application(environ, start_response)
+        prefix = environ.get("SCRIPT_NAME", "") + match["mount"]
+        return answer(management.respond(environ, match["below"] or "", prefix), start_response)
+
+    return mounted
+
+
+def _body(environ: "WSGIEnvironment") -> bytes:
+    try:
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+    except ValueError:
+        length = 0
+    if environ.get("wsgi.input_terminated"):  # the server ends the stream, as with a chunked body
+        length = MAX_BODY + 1
+    body: bytes = environ["wsgi.input"].read(min(length, MAX_BODY + 1)) if length > 0 else b""
+    return body
+
+
 def is_admitted(environ: "WSGIEnvironment", auth: object) -> bool:
     """Say whether a middleware further out has asked this authenticator already, and found somebody."""
     outer = environ.get(VISIT)
@@ -64,11 +129,7 @@ def is_admitted(environ: "WSGIEnvironment", auth: object) -> bool:
 def receive(environ: "WSGIEnvironment", policy: Policy) -> Visit:
     """Read a request, and cut the key out of its URL."""
 
-    def header(name: str) -> str | None:
-        value: str | None = environ.get(f"HTTP_{name.upper().replace('-', '_')}")
-        return value
-
-    path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")
+    header, path = header_reader(environ), path_of(environ)
     query = environ.get("QUERY_STRING", "")
     visit = policy.visit(environ["REQUEST_METHOD"], path, header, query, environ.get("REMOTE_ADDR"))
     environ[VISIT] = visit
@@ -78,6 +139,23 @@ def receive(environ: "WSGIEnvironment", policy: Policy) -> Visit:
             if target in environ:
                 environ[target] = policy.without_keys(environ[target])
     return visit
+
+
+def header_reader(environ: "WSGIEnvironment") -> HeaderReader:
+    """Read headers out of an environ."""
+
+    def header(name: str) -> str | None:
+        key = name.upper().replace("-", "_")
+        value: str | None = environ.get(key if key == "CONTENT_TYPE" else f"HTTP_{key}")
+        return value
+
+    return header
+
+
+def path_of(environ: "WSGIEnvironment") -> str:
+    """Give the decoded path below the application's mount point."""
+    path: str = environ.get("PATH_INFO", "")
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def identify(environ: "WSGIEnvironment", visit: Visit) -> None:

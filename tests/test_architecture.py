@@ -28,6 +28,24 @@ CORE = {
     "stores.protocol": {"errors", "keys"},
     "manage": {"errors", "keys", "decisions", "stores.protocol"},
     "authenticate": {"errors", "keys", "decisions", "policy", "manage", "stores.protocol"},
+    "management.rights": {"keys"},
+    "management.handler": {"credentials", "errors", "policy", "responses", "management.rights"},
+    "management.bodies": {"management.handler"},
+    "management.actions": {
+        *("decisions", "errors", "keys", "manage", "stores.protocol"),
+        *("management.handler", "management.rights"),
+    },
+    "management.sensenet": {
+        *("decisions", "errors", "keys", "responses"),
+        *("management.actions", "management.bodies", "management.handler", "management.rights"),
+    },
+    "management.rest": {
+        *("errors", "keys", "responses"),
+        *("management.actions", "management.handler", "management.rights"),
+    },
+    "management": {
+        *("management.handler", "management.rest", "management.rights", "management.sensenet"),
+    },
 }
 STORES = {"errors", "keys", "hashing", "decisions", "stores.protocol"}
 ADAPTERS = {

@@ -101,6 +101,7 @@ def test_every_option_that_is_typed_has_an_effect():
         "carriers": [Bearer()],
         "on_invalid": "anonymous",
         "realm": "shop",
+        "render": lambda refusal, path: None,
         "trusted_proxies": ["unix", "::1"],
     }
     assert set(changes) == set(Options.__annotations__)

@@ -64,8 +64,8 @@ class Setup:
         self.policy = Policy(**_chosen(setting, _POLICY))
         self._scheme = KeyScheme(**_chosen(setting, _SCHEME))
         self._store = _store(setting["STORE"])
-        self._is_async = inspect.iscoroutinefunction(getattr(self._store, "get", None))
-        check_store(self._store, READING, asynchronous=self._is_async)
+        self.is_async = inspect.iscoroutinefunction(getattr(self._store, "get", None))
+        check_store(self._store, READING, asynchronous=self.is_async)
 
     @cached_property
     def authenticator(self) -> "Authenticator[AbstractBaseUser]":
@@ -73,7 +73,7 @@ class Setup:
 
     @cached_property
     def async_authenticator(self) -> "AsyncAuthenticator[AbstractBaseUser]":
-        store = self._store if self._is_async else InThread(self._store)
+        store = self._store if self.is_async else InThread(self._store)
         return AsyncAuthenticator(store, self._scheme, load_user=_aload_user)
 
 

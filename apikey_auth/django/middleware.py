@@ -12,7 +12,7 @@ from django.utils.module_loading import import_string
 
 from ..errors import ConfigurationError, Refusal
 from ..policy import VISIT, Visit
-from ..responses import GUARDED
+from ..responses import GUARDED, Response
 from ..wsgi import receive
 from .conf import setup
 
@@ -110,9 +110,11 @@ def _identify(request: HttpRequest, visit: Visit) -> None:
 
 
 def _refused(visit: Visit, refusal: Refusal | None) -> HttpResponseBase | None:
-    if refusal is None:
-        return None
-    response = visit.respond(refusal)
+    return None if refusal is None else translated(visit.respond(refusal))
+
+
+def translated(response: Response) -> HttpResponse:
+    """Turn a response of ours into Django's."""
     return HttpResponse(response.body, status=response.status, headers=dict(response.headers))
 
 

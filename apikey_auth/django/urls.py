@@ -1,0 +1,71 @@
+"""Key management in a URLconf: ``path("", include(key_management("/keys", REST(rights=ModelRights()))))``."""
+
+import re
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.db.transaction import non_atomic_requests
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, re_path
+from django.views.decorators.csrf import csrf_exempt
+
+from ..management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern, play
+from ..management.rights import Caller
+from ..policy import visit_of
+from ..wsgi import header_reader
+from .conf import setup
+from .middleware import translated
+
+
+class ModelRights:
+    """Rights by Django's own: one's own keys, those of users one may change, and a superuser everybody's."""
+
+    def can_list(self, caller: Caller, owner: str, /) -> bool:
+        return caller.owner == owner or _may_change_users(caller.user)
+
+    can_create = can_list
+    can_delete = can_list
+
+    def is_admin(self, caller: Caller, /) -> bool:
+        user: Any = caller.user
+        return bool(user is not None and user.is_active and user.is_superuser)
+
+
+def key_management(path: str, dialect: Dialect) -> list[URLPattern]:
+    """Make the URL patterns that manage this project's keys at a path in a dialect.
+
+    Callers who come without a key are ``request.user``. The views ask for the origin's proof themselves, so
+    they take no CSRF token, and their changes hold when they answer, so they take part in no transaction.
+    """
+    mount_pattern(path, dialect)
+    case = "(?i:" if dialect.ignores_case else "(?:"
+
+    def view(request: HttpRequest, rest: str | None = None) -> HttpResponse:
+        asked = _request(request, rest or "", dialect)
+        return translated(play(dialect.respond(asked, setup().authenticator.keys)))
+
+    async def async_view(request: HttpRequest, rest: str | None = None) -> HttpResponse:
+        asked = _request(request, rest or "", dialect)
+        return translated(await aplay(dialect.respond(asked, setup().async_authenticator.keys)))
+
+    chosen = csrf_exempt(async_view if setup().is_async else view)
+    return [re_path(rf"^{case}{re.escape(path[1:])})(?P<rest>/.*)?$", non_atomic_requests(chosen))]
+
+
+def _request(request: HttpRequest, rest: str, dialect: Dialect) -> Request:
+    visit = visit_of(request.META)
+    return Request(
+        request.method or "",
+        rest,
+        request.path.removesuffix(rest),
+        request.META["QUERY_STRING"],
+        header_reader(request.META),
+        request.read(MAX_BODY + 1),
+        caller_of(visit, getattr(request, "user", None), dialect),
+        visit,
+    )
+
+
+def _may_change_users(user: Any) -> bool:
+    model = get_user_model()._meta
+    return bool(user is not None and user.has_perm(f"{model.app_label}.change_{model.model_name}"))
