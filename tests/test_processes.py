@@ -106,7 +106,7 @@ class Worker:
 
     def edit(self) -> None:
         key_id = self.chance.choice(self.known.shared)
-        while True:
+        for _ in range(10_000):
             key = self.store.get(key_id)
             assert key is not None
             count = key.metadata["count"]
@@ -114,6 +114,7 @@ class Worker:
             if self.store.swap(key, changed(key, metadata={"count": count + 1})):
                 self.done.edits[key_id] += 1
                 return
+        raise AssertionError("others were faster ten thousand times")
 
     def touch(self) -> None:
         some = self.chance.sample(self.known.pool, 20)

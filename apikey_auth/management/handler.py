@@ -195,8 +195,8 @@ def check_origin(request: Request, trusted_origins: Sequence[str]) -> None:
     A browser sends cookies and Basic credentials with what any site makes it send, a text/plain POST even
     without a preflight; a key or a Bearer token it does not.
     """
-    if request.caller.key is not None:
-        return
+    if request.caller.key is not None or request.caller.owner is None:
+        return  # nothing of the browser's own lets this caller in
     header = request.header
     if (header("Authorization") or "").partition(" ")[0].lower() == "bearer":
         return
