@@ -1,6 +1,7 @@
 """The README is true: each of its blocks is run, in the order in which a reader meets them."""
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -43,8 +44,18 @@ def somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_every_block_is_of_a_kind_that_is_run_here() -> None:
     languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
     counts = {name: languages.count(name) for name in set(languages)}
-    assert counts == {"sh": 2, "console": 1, "python": 9}
-    tested = ["In your application", "Starlette", "Flask", "Django", "Django", "WSGI", "ASGI", "Keys"]
+    assert counts == {"sh": 2, "console": 2, "python": 10}
+    tested = [
+        "In your application",
+        "Starlette",
+        "Flask",
+        "Django",
+        "Django",
+        "WSGI",
+        "ASGI",
+        "Keys",
+        "Keys over HTTP",
+    ]
     found = [block for heading in dict.fromkeys(tested) for block in blocks("python", heading)]
     assert found == blocks("python")
 
@@ -62,16 +73,11 @@ def test_the_first_session_answers_as_it_says(tmp_path: Path) -> None:
     port = free_port()
     command = [str(ROOT / "examples/quickstart.py"), "--port", str(port)]
     with running(command, port, tmp_path / "output.txt") as server:
-        variables = {"KEY": printed_keys(server.log)["ada"], "PATH": os.defpath}
-        calls = [each.split("\n", 1) for each in blocks("console")[0].split("$ ")[1:]]
+        variables = {"KEY": printed_keys(server.log)["ada"]}
+        calls = [each.split("\n", 1) for each in blocks("console", "Start")[0].split("$ ")[1:]]
         assert len(calls) == 3
         for command, shown in calls:
-            local = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
-            done = subprocess.run(
-                ["sh", "-c", local], env=variables, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
-            answer = re.sub(r'"key_id":"\w+"', '"key_id":"9ffVf2cEx0Sj"', done.stdout)
+            answer = re.sub(r'"key_id":"\w+"', '"key_id":"9ffVf2cEx0Sj"', curl(command, port, variables))
             for line in filter(None, shown.splitlines()):
                 assert line in answer.splitlines()
 
@@ -149,6 +155,47 @@ print(client.get("/reports", headers={{"apikey": issued.text}}).json())
 def test_the_loader_is_called_as_it_says() -> None:
     (source,) = blocks("python", "In your application")
     assert run(source)["load_user"]("user-2") is None
+
+
+def test_the_management_snippet_serves_keys_over_http() -> None:
+    (source,) = blocks("python", "Keys over HTTP")
+    namespace = run(source)
+    issued = eval(issuing(source), namespace)
+
+    def send(target: str, method: str = "GET", *headers: tuple[str, str]) -> Any:
+        return call_wsgi(namespace["application"], Request(target, headers, method))
+
+    key = ("apikey", issued.text)
+    assert send("/").body == b"hello"
+    assert send("/keys").status == 401
+    assert [each["name"] for each in json.loads(send("/keys", "GET", key).body)["items"]] == ["CI"]
+    assert send("/keys", "DELETE", key).status == 403
+    assert send(f"/keys/{issued.key.id}", "DELETE", key).status == 204
+    assert json.loads(send("/keys/openapi.json").body)["openapi"] == "3.1.0"
+
+
+def test_sensenets_requests_are_answered(tmp_path: Path) -> None:
+    port = free_port()
+    command = [str(ROOT / "examples/sensenet.py"), "--framework", "starlette", "--port", str(port)]
+    with running(command, port, tmp_path / "output.txt") as server:
+        printed = dict(re.findall(r"^(admin|User1) key: (.*)$", server.log, re.MULTILINE))
+        keys = {"ADMIN": printed["admin"], "KEY": printed["User1"]}
+        session = blocks("console", "Coming from sensenet")[0]
+        answers = [curl(each.strip(), port, keys) for each in session.split("$ ")[1:]]
+    folder, user, listed, created, nothing, deleted, all_deleted = answers
+    assert "error" not in json.loads(folder)
+    assert json.loads(user)["d"]["Name"] == "User1"
+    assert json.loads(listed)["apiKeys"][0]["Value"].endswith(f"...{keys['KEY'][-10:-6]}")
+    assert json.loads(created)["Value"].startswith(keys["KEY"].split("_")[0])
+    assert (nothing, deleted, all_deleted) == ("", "", "")
+
+
+def curl(command: str, port: int, variables: dict[str, str]) -> str:
+    local = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    environment = {**variables, "PATH": os.defpath}
+    done = subprocess.run(["sh", "-c", local], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_keys_section_runs(capsys: pytest.CaptureFixture[str]) -> None:
