@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -77,16 +78,22 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
     sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
-def python(script: str, *arguments: str) -> "subprocess.Popen[str]":
-    """Start a program with all warnings as errors."""
-    return subprocess.Popen(
+def python(script: str, *arguments: str) -> tuple[str, str]:
+    """Run a program with all warnings as errors; answer what it printed, and its errors."""
+    program = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script, *arguments],
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
     )
+    try:
+        return program.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)  # its children too
+        program.communicate()
+        raise
 
 
 # The schema
@@ -173,7 +180,7 @@ def test_eight_processes_may_create_the_schema_at_once(url: str) -> None:
         os.close(start)
         assert [os.wait()[1] for _ in range(8)] == [0] * 8
     """
-    answer, errors = python(script, url).communicate(timeout=60)
+    answer, errors = python(script, url)
     assert errors == ""
     revisions = answer.splitlines()
     assert len(revisions) == 8
@@ -528,7 +535,7 @@ def test_a_forked_child_and_its_parent_both_go_on(url: str) -> None:
         print(store.count())
         store.close()
     """
-    answer, errors = python(script, url).communicate(timeout=60)
+    answer, errors = python(script, url)
     assert (answer, errors) == ("101\n", "")
 
 
@@ -549,7 +556,7 @@ def test_a_forked_child_opens_a_connection_of_its_own(url: str) -> None:
         print(opened)
         store.close()
     """
-    assert python(script, url).communicate(timeout=60) == ("0\n[]\n", "")
+    assert python(script, url) == ("0\n[]\n", "")
 
 
 def test_a_forked_child_and_its_parent_both_go_on_with_an_async_store(url: str) -> None:
@@ -570,7 +577,7 @@ def test_a_forked_child_and_its_parent_both_go_on_with_an_async_store(url: str) 
         print(asyncio.run(store.count()))
         asyncio.run(store.close())
     """
-    answer, errors = python(script, url).communicate(timeout=60)
+    answer, errors = python(script, url)
     assert (answer, errors) == ("3\n", "")
 
 
