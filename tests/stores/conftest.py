@@ -19,17 +19,32 @@ def url(file: Path) -> str:
     return f"sqlite:///{file}"
 
 
-@pytest.fixture
-def sql_store(url: str) -> Iterator[SQLKeyStore]:
-    store = SQLKeyStore(url)
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file with the tables and nothing in them: to copy is faster than to make."""
+    file = tmp_path_factory.mktemp("empty") / "keys.db"
+    store = SQLKeyStore(f"sqlite:///{file}")
     store.create_schema()
+    store.close()
+    return file.read_bytes()
+
+
+@pytest.fixture
+def made_url(file: Path, url: str, empty: bytes) -> str:
+    """The URL of a file in which the tables are."""
+    file.write_bytes(empty)
+    return url
+
+
+@pytest.fixture
+def sql_store(made_url: str) -> Iterator[SQLKeyStore]:
+    store = SQLKeyStore(made_url)
     yield store
     store.close()
 
 
 @pytest.fixture
-async def async_sql_store(url: str) -> AsyncIterator[AsyncSQLKeyStore]:
-    store = AsyncSQLKeyStore(url)
-    await store.create_schema()
+async def async_sql_store(made_url: str) -> AsyncIterator[AsyncSQLKeyStore]:
+    store = AsyncSQLKeyStore(made_url)
     yield store
     await store.close()
