@@ -8,7 +8,7 @@ from threading import Lock
 
 from ..decisions import changed, dead_before, state
 from ..errors import DuplicateKey
-from ..keys import APIKey
+from ..keys import APIKey, in_utc
 from .protocol import MAX_CHANGES, Changes, Page, Revision, check_limit, check_swap
 
 
@@ -43,6 +43,7 @@ class MemoryKeyStore:
             return True
 
     def revoke_all(self, owner: str | None, at: datetime, reason: str | None, /) -> int:
+        at = in_utc("at", at)
         with self._lock:
             found = list(self._select(lambda key: key.revoked_at is None, owner))
             self._advance()
@@ -59,6 +60,7 @@ class MemoryKeyStore:
         limit: int = 100,
     ) -> Page:
         check_limit(limit)
+        live_at = None if live_at is None else in_utc("live_at", live_at)
         with self._lock:
             found = self._select(lambda key: after is None or key.id > after, owner, live_at)
             keys = sorted(found, key=lambda key: key.id)
@@ -66,10 +68,12 @@ class MemoryKeyStore:
         return Page(items, items[-1].id if len(keys) > limit else None)
 
     def count(self, *, owner: str | None = None, live_at: datetime | None = None) -> int:
+        live_at = None if live_at is None else in_utc("live_at", live_at)
         with self._lock:
             return sum(1 for _ in self._select(lambda _: True, owner, live_at))
 
     def purge(self, before: datetime, /) -> int:
+        before = in_utc("before", before)
         with self._lock:
             dead = list(self._select(lambda key: dead_before(key, before), None))
             self._advance()
@@ -80,8 +84,9 @@ class MemoryKeyStore:
             return len(dead)
 
     def touch(self, used: Mapping[str, datetime], /) -> None:
+        times = {key_id: in_utc("used", at) for key_id, at in used.items()}
         with self._lock:
-            for key_id, at in used.items():
+            for key_id, at in times.items():
                 key = self._keys.get(key_id)
                 if key is not None and (key.last_used_at is None or key.last_used_at < at):
                     self._keys[key_id] = replace(key, last_used_at=at)

@@ -2,7 +2,7 @@
 
 A store is any object with these methods; nothing is inherited or registered. Whatever goes wrong between
 a store and its database is raised as ``StoreUnavailable`` from the original error; a store has deadlines
-and never keeps a caller waiting for ever.
+and never keeps a caller waiting for ever. Times are aware; a naive one raises ValueError.
 """
 
 import inspect

@@ -8,13 +8,16 @@ Every script that changes records moves the counter in ``apikey_auth_state`` fir
 their revisions in the order in which they are committed.
 """
 
+import asyncio
 import os
 import secrets
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
+from random import uniform
+from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 try:
@@ -22,11 +25,12 @@ try:
     from sqlalchemy import event, exc
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
     from sqlalchemy.schema import CreateIndex, CreateTable
+    from sqlalchemy.util import await_only
 except ImportError as error:  # pragma: no cover
     raise ImportError("the SQL store needs SQLAlchemy: pip install 'apikey_auth[sql]'") from error
 
 from ..errors import ConfigurationError, DuplicateKey, StoreUnavailable
-from ..keys import MAX_NAME, APIKey, is_storable
+from ..keys import MAX_NAME, APIKey, in_utc, is_storable
 from .protocol import MAX_CHANGES, Changes, Page, Revision, check_limit, check_swap
 
 T = TypeVar("T")
@@ -150,6 +154,7 @@ def _swap(old: APIKey, new: APIKey, successor: APIKey | None) -> Script[None]:
 
 
 def _revoke_all(owner: str | None, at: datetime, reason: str | None) -> Script[int]:
+    at = in_utc("at", at)
     revision = yield from _advance()
     unrevoked = sa.update(KEYS).where(KEYS.c.revoked_at.is_(None), _matching(owner, None))
     version = KEYS.c.version + 1
@@ -176,6 +181,7 @@ def _count(owner: str | None, live_at: datetime | None) -> Script[int]:
 
 
 def _purge(before: datetime) -> Script[int]:
+    before = in_utc("before", before)
     revision = yield from _advance()
     yield Step(sa.update(STATE).values(floor=revision))
     ends = (KEYS.c.revoked_at, KEYS.c.expires_at, KEYS.c.grace_until)
@@ -185,7 +191,11 @@ def _purge(before: datetime) -> Script[int]:
 
 def _touch(used: Mapping[str, datetime]) -> Script[None]:
     # In one order everywhere, so that two of these never wait for each other.
-    rows = [{"key_id": key_id, "used": used[key_id]} for key_id in sorted(used) if is_storable(key_id)]
+    rows = [
+        {"key_id": key_id, "used": in_utc("used", used[key_id])}
+        for key_id in sorted(used)
+        if is_storable(key_id)
+    ]
     if rows:
         yield Step(_TOUCH, rows)
 
@@ -193,7 +203,7 @@ def _touch(used: Mapping[str, datetime]) -> Script[None]:
 def _changes(since: Revision | None) -> Script[Changes]:
     """Read the revision and the ids in one statement, so that they belong together."""
     columns = (STATE.c.epoch, STATE.c.revision, STATE.c.floor, KEYS.c.id)
-    newer = sa.false() if since is None else KEYS.c.revision > since.number
+    newer = KEYS.c.revision > since.number if since and since.number < 2**63 else sa.false()
     query = sa.select(*columns).select_from(STATE.outerjoin(KEYS, newer)).limit(MAX_CHANGES + 1)
     found = yield Step(query)
     rows = found.all()
@@ -220,6 +230,7 @@ def _matching(owner: str | None, live_at: datetime | None) -> sa.ColumnElement[b
     """The SQL of ``decisions.state`` being None, and of an owner."""
     conditions: list[sa.ColumnElement[bool]] = [] if owner is None else [KEYS.c.owner == owner]
     if live_at is not None:
+        live_at = in_utc("live_at", live_at)
         conditions += [KEYS.c.revoked_at.is_(None), ~KEYS.c.disabled]
         conditions += [
             sa.or_(end.is_(None), end > live_at) for end in (KEYS.c.expires_at, KEYS.c.grace_until)
@@ -261,8 +272,8 @@ def _checked_url(url: str | sa.URL, *, asynchronous: bool) -> sa.URL:
         parsed = sa.make_url(url)
     except exc.ArgumentError as error:
         raise ConfigurationError(f"{url!r} is no database URL, such as sqlite:///keys.db") from error
-    if parsed.get_backend_name() != "sqlite":
-        raise ConfigurationError(f"the SQL store is for SQLite, not for {parsed.get_backend_name()!r}")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"):
+        raise ConfigurationError(f"the SQL store is for SQLite, not for {parsed.drivername!r}")
     if parsed.host:
         raise ConfigurationError(f"{url!r} has two slashes; a file takes three, sqlite:///keys.db, or four")
     if not parsed.database or ":memory:" in parsed.database or parsed.query.get("mode") == "memory":
@@ -276,8 +287,21 @@ def _engine_options(timeout: float) -> dict[str, Any]:
     return {"connect_args": {"timeout": timeout}, "pool_timeout": timeout, "hide_parameters": True}
 
 
+# One writer of a process at a time, in the order in which they come: SQLite has no more of them anyway, and
+# those who wait must not take the connections that readers need.
+_WRITERS = {"pool_size": 1, "max_overflow": 0}
+
+
+def _sleep(seconds: float) -> None:
+    sleep(seconds)
+
+
+def _async_sleep(seconds: float) -> None:
+    await_only(asyncio.sleep(seconds))  # the way out of SQLAlchemy's events to the event loop
+
+
 def _prepare(engine: sa.Engine) -> None:
-    """Give an engine its transactions: writers queue up for the file, readers never wait for them."""
+    """Put the file into WAL mode, in which readers never wait for a writer, and let no child share it."""
 
     def connected(connection: Any, _: object) -> None:
         # No BEGIN but ours: the driver's own comes late, and without the lock that a writer needs.
@@ -291,15 +315,34 @@ def _prepare(engine: sa.Engine) -> None:
                 raise
         cursor.close()
 
-    def begun(connection: sa.Connection) -> None:
-        if connection.get_execution_options().get("apikey_auth_writes"):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
     event.listen(engine, "connect", connected)
-    event.listen(engine, "begin", begun)
     # A connection that two processes share breaks the file: a child starts with none.
     disposal = weakref.WeakMethod(engine.dispose)
     os.register_at_fork(after_in_child=lambda: (dispose := disposal()) and dispose(close=False))
+
+
+def _queue_writers(engine: sa.Engine, timeout: float, wait: Callable[[float], None]) -> None:
+    """Begin each transaction with the file's write lock, and wait for it in short, random steps.
+
+    SQLite's own waiting backs off to a tenth of a second, so that whoever has waited long loses to whoever
+    comes new, again and again.
+    """
+
+    def begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")
+        deadline = monotonic() + timeout
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            except exc.OperationalError as error:
+                if "locked" not in str(error.orig) or monotonic() > deadline:
+                    raise
+                wait(uniform(0.001, 0.012))  # noqa: S311  # no secret
+            else:
+                break
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={int(timeout * 1000)}")
+
+    event.listen(engine, "begin", begun)
 
 
 class SQLKeyStore:
@@ -314,14 +357,17 @@ class SQLKeyStore:
 
     def __init__(self, url: str | sa.URL, *, create: bool = False, timeout: float = 5.0) -> None:
         checked = _checked_url(url, asynchronous=False)
-        self._engine: sa.Engine = sa.create_engine(checked, **_engine_options(timeout))
-        _prepare(self._engine)
-        self._writing = self._engine.execution_options(apikey_auth_writes=True)
+        options = _engine_options(timeout)
+        self._reading: sa.Engine = sa.create_engine(checked, **options)
+        self._writing: sa.Engine = sa.create_engine(checked, **options, **_WRITERS)
+        _prepare(self._reading)
+        _prepare(self._writing)
+        _queue_writers(self._writing, timeout, _sleep)
         self._create = create
 
     def create_schema(self) -> None:
         """Make the tables where they are missing; what is there stays."""
-        with _translated(self._engine.url):
+        with _translated(self._reading.url):
             with self._writing.begin() as connection:
                 self._play(connection, _create_schema())
         self._create = False
@@ -367,21 +413,22 @@ class SQLKeyStore:
 
     def close(self) -> None:
         """Close the connections that are not in use; the store opens new ones when it is used again."""
-        self._engine.dispose()
+        self._reading.dispose()
+        self._writing.dispose()
 
     def _read(self, script: Script[T]) -> T:
         """Run a script of one statement, outside any transaction."""
         if self._create:
             self.create_schema()
-        with _translated(self._engine.url):
-            with self._engine.connect() as connection:
+        with _translated(self._reading.url):
+            with self._reading.connect() as connection:
                 return self._play(connection, script)
 
     def _write(self, script: Script[T], added: APIKey | None = None) -> T:
         """Run a script in a transaction of its own, and keep all of it or nothing."""
         if self._create:
             self.create_schema()
-        with _translated(self._engine.url, added):
+        with _translated(self._reading.url, added):
             with self._writing.begin() as connection:
                 return self._play(connection, script)
 
@@ -407,14 +454,17 @@ class AsyncSQLKeyStore:
 
     def __init__(self, url: str | sa.URL, *, create: bool = False, timeout: float = 5.0) -> None:
         checked = _checked_url(url, asynchronous=True)
-        self._engine: AsyncEngine = create_async_engine(checked, **_engine_options(timeout))
-        _prepare(self._engine.sync_engine)
-        self._writing = self._engine.execution_options(apikey_auth_writes=True)
+        options = _engine_options(timeout)
+        self._reading: AsyncEngine = create_async_engine(checked, **options)
+        self._writing: AsyncEngine = create_async_engine(checked, **options, **_WRITERS)
+        _prepare(self._reading.sync_engine)
+        _prepare(self._writing.sync_engine)
+        _queue_writers(self._writing.sync_engine, timeout, _async_sleep)
         self._create = create
 
     async def create_schema(self) -> None:
         """Make the tables where they are missing; what is there stays."""
-        with _translated(self._engine.url):
+        with _translated(self._reading.url):
             async with self._writing.begin() as connection:
                 await self._play(connection, _create_schema())
         self._create = False
@@ -460,21 +510,22 @@ class AsyncSQLKeyStore:
 
     async def close(self) -> None:
         """Close the connections that are not in use; the store opens new ones when it is used again."""
-        await self._engine.dispose()
+        await self._reading.dispose()
+        await self._writing.dispose()
 
     async def _read(self, script: Script[T]) -> T:
         """Run a script of one statement, outside any transaction."""
         if self._create:
             await self.create_schema()
-        with _translated(self._engine.url):
-            async with self._engine.connect() as connection:
+        with _translated(self._reading.url):
+            async with self._reading.connect() as connection:
                 return await self._play(connection, script)
 
     async def _write(self, script: Script[T], added: APIKey | None = None) -> T:
         """Run a script in a transaction of its own, and keep all of it or nothing."""
         if self._create:
             await self.create_schema()
-        with _translated(self._engine.url, added):
+        with _translated(self._reading.url, added):
             async with self._writing.begin() as connection:
                 return await self._play(connection, script)
 
