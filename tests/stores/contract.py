@@ -478,6 +478,20 @@ class KeyStoreContract:
         await add_all(astore, *map(record, "abcde"))
         assert [key.id for key in (await astore.find(limit=2)).items] == ["a", "b"]
 
+    async def test_a_naive_time_is_a_value_error(self, astore: AsyncKeyStore) -> None:
+        await astore.add(record())
+        naive = datetime(2026, 1, 1)  # noqa: DTZ001
+        for call in (
+            partial(astore.revoke_all, None, naive, None),
+            partial(astore.purge, naive),
+            partial(astore.touch, {"k1": naive}),
+            partial(astore.find, live_at=naive),
+            partial(astore.count, live_at=naive),
+        ):
+            with pytest.raises(ValueError, match="time zone"):
+                await call()
+        assert await astore.get("k1") == record()
+
     @pytest.mark.parametrize("limit", [0, -1, -2])
     async def test_a_limit_under_one_is_a_value_error(self, astore: AsyncKeyStore, limit: int) -> None:
         await astore.add(record())
