@@ -19,6 +19,7 @@ GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
 
 _WEAKER = ("public", "s-maxage", "private=", "must-understand")
 _BEARER_ERRORS = {400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope"}
+_ESCAPED = re.compile(r"\\.")
 _DIRECTIVE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')  # Cache-Control, RFC 9111 section 5.2
 
 
@@ -143,7 +144,7 @@ def _stricter(present: str, directive: str) -> str | None:
     What would take it back goes: ``public`` and ``s-maxage``, ``private`` for some fields alone, and
     ``must-understand``, under which a cache may ignore ``no-store`` (RFC 9111 section 5.2.2.3).
     """
-    if present.count('"') % 2:  # nobody can say which directives these are
+    if _ESCAPED.sub("", present).count('"') % 2:  # nobody can say which directives these are
         present = ""
     directives = [each.strip() for each in _DIRECTIVE.findall(present) if each.strip()]
     kept = [each for each in directives if not each.lower().startswith(_WEAKER)]

@@ -92,7 +92,7 @@ def test_an_asgi_application_in_a_wsgi_middleware_is_refused() -> None:
 
 
 def test_requiring_a_key_above_flasks_route_is_refused() -> None:
-    app = flask.Flask("tests")
+    app = flask.Flask("no_package")
     api = APIKeyAuth(Authenticator(MemoryKeyStore()), app)
     with pytest.raises(ConfigurationError, match=r"view is routed already: put required\(\) below the route"):
 

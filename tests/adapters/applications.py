@@ -156,7 +156,7 @@ def starlette(world: World, **options: Any) -> Send:
 
 
 def flask_app(world: World, **options: Any) -> Send:
-    app = flask.Flask("tests")
+    app = flask.Flask("no_package")
     auth = apikey_auth.flask.APIKeyAuth(world.authenticator(), app, **options)
     current = apikey_auth.flask.current_identity
 

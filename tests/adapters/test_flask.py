@@ -10,7 +10,7 @@ from apikey_auth import Authenticator, ConfigurationError, InvalidKey, Refusal
 from apikey_auth.flask import APIKeyAuth, current_identity
 
 
-def make_app(auth: APIKeyAuth, name: str = "tests") -> flask.Flask:
+def make_app(auth: APIKeyAuth, name: str = "no_package") -> flask.Flask:
     app = flask.Flask(name)
     auth.init_app(app)
     blueprint = flask.Blueprint("api", name, url_prefix="/api")
@@ -43,7 +43,7 @@ def test_blueprints_and_async_views_require_keys(world: World) -> None:
     assert client.get("/api/me", headers=key(world)).get_json() == {
         "user": "ada",
         "remote": "1",
-        "app": "tests",
+        "app": "no_package",
     }
     assert client.get("/api/later", headers=key(world, scopes=[])).status_code == 403
     assert client.get("/api/later", headers=key(world)).get_json() == {"user": "ada"}
@@ -57,7 +57,7 @@ def test_one_extension_serves_several_applications(world: World) -> None:
 
 
 def test_the_extension_can_be_given_its_application_at_once(world: World) -> None:
-    app = flask.Flask("tests")
+    app = flask.Flask("no_package")
     APIKeyAuth(world.authenticator(), app, required=True)
     assert app.test_client().get("/").status_code == 401
 
@@ -71,7 +71,7 @@ def test_protecting_an_application_twice_is_refused(world: World) -> None:
 
 def test_load_user_runs_in_the_applications_context(world: World) -> None:
     def load_user(owner: str) -> Any:
-        assert flask.current_app.name == "tests"
+        assert flask.current_app.name == "no_package"
         return world.users[owner]
 
     auth = Authenticator(world.store, world.scheme, load_user=load_user, clock=world.clock)
@@ -94,7 +94,7 @@ def test_without_a_key_identity_and_user_are_false(world: World) -> None:
 
 
 def test_a_user_that_the_application_had_set_stays_without_a_key(world: World) -> None:
-    app = flask.Flask("tests")
+    app = flask.Flask("no_package")
     app.before_request(lambda: setattr(flask.g, "user", world.users["2"]))
     auth = APIKeyAuth(world.authenticator(), app)
     app.add_url_rule("/", view_func=lambda: flask.g.user.name)
@@ -116,7 +116,7 @@ def test_an_application_may_answer_a_refusal_in_its_own_way(world: World) -> Non
 
 
 def test_an_unknown_page_of_a_closed_application_asks_for_a_key_first(world: World) -> None:
-    app = flask.Flask("tests")
+    app = flask.Flask("no_package")
     APIKeyAuth(world.authenticator(), app, required=True)
     assert app.test_client().get("/nothing").status_code == 401
     assert app.test_client().get("/nothing", headers=key(world)).status_code == 404
