@@ -35,9 +35,9 @@ import apikey_auth.asgi
 import apikey_auth.flask
 import apikey_auth.starlette
 import apikey_auth.wsgi
+from apikey_auth import MemoryKeyStore
 from apikey_auth.django import conf
 from apikey_auth.django.urls import key_management
-from apikey_auth import MemoryKeyStore
 from apikey_auth.management import Dialect
 from apikey_auth.stores.bridges import Inline
 
