@@ -13,7 +13,7 @@ from .authenticate import AsyncAuthenticator, check_authenticator
 from .credentials import HeaderReader
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern
-from .policy import IDENTITY, VISIT, Options, Policy, Visit, require, visit_of
+from .policy import IDENTITY, VISIT, Options, Policy, Visit, outer_visit, require, visit_of
 from .responses import GUARDED, Response
 
 __all__ = ["APIKeyMiddleware", "KeyManagement", "mount", "require"]
@@ -64,18 +64,18 @@ class APIKeyMiddleware:
         self._policy = Policy(**options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or self._is_admitted(scope):
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["type"] not in ("http", "websocket"):
+            raise ConfigurationError(f"no key can be looked for in a scope of the type {scope['type']!r}")
+        scope["headers"] = list(scope["headers"])  # an iterable, by the specification, that is read twice
         visit = _receive(scope, self._policy)
         await self._auth.admit(visit)
         if refusal := visit.turned_away:
             await _answer(visit.respond(refusal), scope, send)
             return
-        if visit.identity is not None:
-            scope[IDENTITY] = visit.identity
-            scope["user"] = visit.identity.user
-            scope["auth"] = Permissions(scopes_of(visit))
+        _identify(scope, visit)
         guarded = _GuardedSend(visit, send)
         try:
             await self._app(scope, receive, guarded)
@@ -83,10 +83,6 @@ class APIKeyMiddleware:
             if guarded.answered:
                 raise
             await _answer(visit.respond(refusal), scope, send, accepted=guarded.accepted)
-
-    def _is_admitted(self, scope: Scope) -> bool:
-        outer = scope.get(VISIT)
-        return isinstance(outer, Visit) and outer.admitted_by(self._auth)
 
 
 class KeyManagement:
@@ -110,7 +106,7 @@ class KeyManagement:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ConfigurationError(f"key management speaks http, not {scope['type']}")
-        await self.respond(scope, receive, send, path_below_mount(scope), scope.get("root_path", ""))
+        await self.respond(scope, receive, send, path_below_mount(scope), (scope.get("root_path") or ""))
 
     async def respond(self, scope: Scope, receive: Receive, send: Send, path: str, mount: str) -> None:
         """Answer for a path below a mount point."""
@@ -138,7 +134,7 @@ def mount(app: ASGIApp, path: str, management: KeyManagement) -> ASGIApp:
         if match is None:
             await app(scope, receive, send)
         else:
-            prefix = scope.get("root_path", "") + match["mount"]
+            prefix = (scope.get("root_path") or "") + match["mount"]
             await management.respond(scope, receive, send, match["below"] or "", prefix)
 
     return mounted
@@ -187,16 +183,30 @@ class _GuardedSend:
         return [pair for pair in headers if pair[0].lower() not in replaced] + changes
 
 
+def _identify(scope: Scope, visit: Visit) -> None:
+    """Put the identity, if there is one, where the application looks for it, in the place of another's."""
+    if visit.replaced is not None:
+        del scope[IDENTITY]
+        if scope.get("user") is visit.replaced.user:
+            del scope["user"], scope["auth"]
+    if visit.identity is not None:
+        scope[IDENTITY] = visit.identity
+        scope["user"] = visit.identity.user
+        scope["auth"] = Permissions(scopes_of(visit))
+
+
 def _receive(scope: Scope, policy: Policy) -> Visit:
     """Read a request, and cut the key out of its URL."""
     header = _header_reader(scope)
     query = scope.get("query_string", b"").decode("latin-1")
     client = scope.get("client")
     peer = client[0] if client else None
-    visit = policy.visit(scope.get("method", "GET"), path_below_mount(scope), header, query, peer)
+    visit = policy.visit(
+        scope.get("method", "GET"), path_below_mount(scope), header, query, peer, outer_visit(scope)
+    )
     scope[VISIT] = visit
-    if visit.credential.query != query:
-        scope["query_string"] = visit.credential.query.encode("latin-1")
+    if visit.query != query:
+        scope["query_string"] = visit.query.encode("latin-1")
         if b"?" in (target := scope.get("raw_path") or b""):  # some servers keep the query there
             scope["raw_path"] = policy.without_keys(target.decode("latin-1")).encode("latin-1")
     return visit
@@ -216,8 +226,8 @@ def _header_reader(scope: Scope) -> HeaderReader:
 def path_below_mount(scope: Scope) -> str:
     """Give the decoded path below the application's mount point."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+    root: str = (scope.get("root_path") or "").rstrip("/")
+    return path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
 
 
 def _encoded(headers: Any) -> list[tuple[bytes, bytes]]:
@@ -228,7 +238,7 @@ async def _answer(response: Response, scope: Scope, send: Send, *, accepted: boo
     """Send a response of ours; a websocket is denied before it is accepted, and closed after."""
     kind = "http.response"
     if scope["type"] == "websocket":
-        if accepted or _DENIAL not in scope.get("extensions", {}):
+        if accepted or _DENIAL not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": response.status_line})
             return
         kind = _DENIAL

@@ -30,6 +30,8 @@ async def _as_async_owner(owner: str) -> Owner:
 
 def _give_up(what: str, error: Exception) -> NoReturn:
     """Take a failure for what it says about the key, which is nothing."""
+    trace = error.__traceback__
+    error = error.with_traceback(trace and trace.tb_next)  # the first frame is ours, and holds the key
     logger.error("%s failed; the request is answered with 503", what, exc_info=error)
     if isinstance(error, StoreUnavailable):
         raise error
@@ -108,7 +110,7 @@ class Authenticator(Generic[U_co]):
 
     def admit(self, visit: Visit) -> None:
         """Authenticate a visit's key, if it brought one, and leave what came of it on the visit."""
-        if visit.text is None:
+        if visit.inherits(self) or visit.text is None:
             return
         try:
             visit.identity = self.authenticate(visit.text, address=visit.address)
@@ -202,7 +204,7 @@ class AsyncAuthenticator(Generic[U_co]):
 
     async def admit(self, visit: Visit) -> None:
         """Authenticate a visit's key, if it brought one, and leave what came of it on the visit."""
-        if visit.text is None:
+        if visit.inherits(self) or visit.text is None:
             return
         try:
             visit.identity = await self.authenticate(visit.text, address=visit.address)

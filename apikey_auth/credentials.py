@@ -79,7 +79,8 @@ class Query:
         rest: list[str] = []
         for pair in query.split("&"):
             name, _, value = pair.partition("=")
-            if _decoded(name).lower() == self._lowered:
+            possible = len(name) == len(self._lowered) or "%" in name
+            if possible and _decoded(name).lower() == self._lowered:
                 text = _decoded(value).decode("latin-1")
                 values.append(text if text.strip(_BLANK) else "")
             else:

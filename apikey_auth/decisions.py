@@ -105,13 +105,20 @@ def state(key: APIKey, now: datetime) -> type[Refusal] | None:
 def identify(key: APIKey, user: U_co | None) -> Identity[U_co]:
     """Put key and user together. Raises InactiveUser for no user, or one whose ``is_active`` is false."""
     active = getattr(user, "is_active", True)
-    if hasattr(user, "__await__"):  # which would count as a user, whoever asks
-        if inspect.iscoroutine(user):
-            user.close()
-        raise ConfigurationError("load_user gave something to await: it must be 'async def' itself")
-    if user is None or not (active() if callable(active) else active):
+    _check_settled("load_user gave something to await: it must be 'async def' itself", user)
+    if callable(active):
+        active = active()
+    _check_settled("a user's is_active must not be async", active)
+    if user is None or user is False or not active:
         raise InactiveUser
     return Identity(user, key)
+
+
+def _check_settled(complaint: str, value: object) -> None:
+    if hasattr(value, "__await__"):  # it would be true, whatever comes of it
+        if inspect.iscoroutine(value):
+            value.close()
+        raise ConfigurationError(complaint)
 
 
 def check_request(key: APIKey, address: str | None, scopes: Iterable[str]) -> None:
@@ -146,10 +153,10 @@ def client_address(peer: str | None, forwarded_for: str | None, proxies: Network
     trusted = _contains(proxies, peer) if peer else unix
     if not trusted or not forwarded_for:
         return peer or None
-    hops = [hop.strip() for hop in forwarded_for.split(",")]
-    while len(hops) > 1 and _contains(proxies, hops[-1]):
-        hops.pop()
-    return hops[-1]
+    left, comma, hop = forwarded_for.rpartition(",")
+    while comma and _contains(proxies, hop.strip()):
+        left, comma, hop = left.rpartition(",")
+    return hop.strip()
 
 
 def _contains(blocks: Networks, address: str | None) -> bool:

@@ -22,8 +22,8 @@
 ``StoreUnavailable`` is no ``AuthenticationError``: the key may be good, nobody could look it up. Whoever
 catches ``AuthenticationError`` to say "bad key" must not catch it too.
 
-Any ``Refusal`` raised behind a middleware of this library, in a view for instance, is answered with its
-row of DESIGN's table, whatever the framework. ``detail`` goes to the client; ``str(error)`` is for logs.
+A ``Refusal`` that a view raises, behind a middleware of this library, is answered with its status, code
+and challenge, whatever the framework. ``detail`` goes to the client; ``str(error)`` is for logs.
 """
 
 from collections.abc import Iterable
@@ -57,6 +57,8 @@ class AuthenticationError(Refusal):
     """The key, or the lack of one, does not allow the request."""
 
     status = 401
+    code = "unauthenticated"
+    detail = "This request could not be authenticated."
 
 
 class MissingKey(AuthenticationError):
@@ -149,7 +151,10 @@ class KeyNotFound(APIKeyAuthError, LookupError):
 
     def __init__(self, key_id: str) -> None:
         self.key_id = key_id
-        super().__init__(key_id)
+        super().__init__()
+
+    def __reduce__(self) -> tuple[type["KeyNotFound"], tuple[str]]:
+        return type(self), (self.key_id,)
 
     def __str__(self) -> str:
         if "_" in self.key_id:  # as in a key's text, which is given for its id by mistake

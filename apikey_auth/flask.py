@@ -68,7 +68,7 @@ class APIKeyAuth:
             raise ConfigurationError(f"{app!r} has APIKeyAuth already")
         app.extensions["apikey_auth"] = self
         self._apps.add(app)
-        app.wsgi_app = _Front(app.wsgi_app, self._policy, self._auth)  # type: ignore[method-assign]
+        app.wsgi_app = _Front(app.wsgi_app, self._policy)  # type: ignore[method-assign]
         app.before_request(self._admit)
         app.register_error_handler(Refusal, _refused)
 
@@ -95,13 +95,15 @@ class APIKeyAuth:
 
     def _admit(self) -> None:
         visit = visit_of(request.environ)
-        if not visit.admitted_by(self._auth):
-            self._auth.admit(visit)
+        self._auth.admit(visit)
         if refusal := visit.turned_away:
             raise refusal
         wsgi.identify(request.environ, visit)
+        if g.pop("_apikey_auth_user", False):  # of an earlier request, where the context outlives one
+            g.pop("user", None)
         if visit.identity is not None:
             g.user = visit.identity.user
+            g._apikey_auth_user = True
         else:
             g.setdefault("user", None)
 
@@ -138,14 +140,11 @@ def key_management(
 class _Front:
     """Reads the key before Flask sees the request, and guards the answer after it."""
 
-    def __init__(self, application: "WSGIApplication", policy: Policy, auth: object) -> None:
+    def __init__(self, application: "WSGIApplication", policy: Policy) -> None:
         self._application = application
         self._policy = policy
-        self._auth = auth
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        if wsgi.is_admitted(environ, self._auth):
-            return self._application(environ, start_response)
         visit = wsgi.receive(environ, self._policy)
         return self._application(environ, wsgi.guarded(visit, start_response))
 

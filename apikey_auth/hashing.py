@@ -24,7 +24,9 @@ def derive(secret: str | bytes, purpose: str) -> bytes:
     Raises ConfigurationError for a secret that is missing or under 16 bytes.
     """
     if not isinstance(secret, str | bytes):
-        raise ConfigurationError(f"a secret is text or bytes, not {secret!r}; is its variable set?")
+        raise ConfigurationError(
+            f"a secret is text or bytes, not {type(secret).__name__}; is its variable set?"
+        )
     if len(secret if isinstance(secret, bytes) else secret.encode()) < MINIMUM_SECRET:
         raise ConfigurationError(
             f"a pepper or lookup secret needs at least {MINIMUM_SECRET} bytes; make one with "

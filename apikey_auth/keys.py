@@ -29,6 +29,7 @@ BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ID_LENGTH, SECRET_LENGTH, CHECK_LENGTH = 12, 32, 6  # 32 characters of base62 are 190 bits
 MAX_TEXT = 512  # bytes of a credential that are looked at; more is refused unread
 MAX_NAME = 255  # characters of an id, an owner, a name: what every database's indexed text can hold
+MAX_LISTED = 256  # scopes, and addresses, of one key
 
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _OPAQUE = re.compile(r"[!-+\--~]+")  # printable ASCII without blank and comma
@@ -88,6 +89,14 @@ class APIKey:
         _assign(self, "metadata", _json_object(self.metadata) if self.metadata else {})
 
 
+def restored(fields: Mapping[str, Any]) -> APIKey:
+    """Make a record of fields that were checked when it was made first: what a store reads, it has written."""
+    key = object.__new__(APIKey)
+    for name in APIKey.__slots__:
+        _assign(key, name, fields[name])
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class IssuedKey:
     """A key just made. ``text`` is what its holder sends; it is stored nowhere and shown once."""
@@ -137,6 +146,11 @@ class KeyScheme:
             )
         if isinstance(self.peppers, str | bytes):
             raise ConfigurationError("peppers is a list of secrets, oldest to newest")
+        if self.peppers and any(isinstance(read, OpaqueTokens) and not read.keyed for read in self.formats):
+            raise ConfigurationError(
+                "with peppers, opaque_tokens(lookup_secret) takes a secret too, the oldest pepper for one: "
+                "without it the ids would give away what the peppers protect"
+            )
         pattern = rf"{self.prefix}_([0-9A-Za-z]{{{ID_LENGTH}}})_([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{CHECK_LENGTH}}})"
         _assign(self, "peppers", tuple(self.peppers))
         _assign(self, "formats", tuple(self.formats))
@@ -184,18 +198,25 @@ class KeyScheme:
         return hashing.matches(self._stand_in if digest is None else digest, text, self._peppers)
 
 
+class OpaqueTokens:
+    """The format of tokens without structure: any text of printable ASCII is one. See ``opaque_tokens``."""
+
+    def __init__(self, lookup_secret: str | bytes | None = None) -> None:
+        self.keyed = lookup_secret is not None
+        self._key = b"" if lookup_secret is None else hashing.derive(lookup_secret, "lookup")
+
+    def __call__(self, text: str) -> tuple[str, str]:
+        return hmac.digest(self._key, text.encode("ascii"), "sha256")[:16].hex(), text
+
+
 def opaque_tokens(lookup_secret: str | bytes | None = None) -> Format:
-    """Make the format of tokens without structure: any text of printable ASCII is one.
+    """Make the format of tokens without structure.
 
     A token's id is a hash of it, so that the token itself is never an id, under ``lookup_secret`` where
-    one is given. Give one where tokens may be guessed (``abcd``), and keep it: the ids depend on it.
+    one is given. Give one where tokens may be guessed (``abcd``), and keep it: the ids depend on it. A
+    scheme with peppers asks for one: its oldest pepper will do.
     """
-    key = b"" if lookup_secret is None else hashing.derive(lookup_secret, "lookup")
-
-    def read(text: str) -> tuple[str, str]:
-        return hmac.digest(key, text.encode("ascii"), "sha256")[:16].hex(), text
-
-    return read
+    return OpaqueTokens(lookup_secret)
 
 
 def named_id(prefix: str, owner: str, name: str) -> str:
@@ -260,7 +281,7 @@ def checked_scopes(scopes: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(scopes, str):
         raise TypeError(f"scopes is a list; did you mean [{scopes!r}]?")
-    kept = tuple(dict.fromkeys(scopes))
+    kept = _few("scopes", scopes)
     for scope in kept:
         if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
             raise ValueError(f"{scope!r} is no scope: printable ASCII, no blank, quote or backslash")
@@ -272,7 +293,14 @@ def _networks(addresses: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(addresses, str):
         raise TypeError(f"addresses is a list; did you mean [{addresses!r}]?")
-    return tuple(dict.fromkeys(map(_network, addresses)))
+    return tuple(dict.fromkeys(map(_network, _few("addresses", addresses))))
+
+
+def _few(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    kept = tuple(dict.fromkeys(values))
+    if len(kept) > MAX_LISTED:  # each request reads all of them
+        raise ValueError(f"a key has {MAX_LISTED} {name} at most, not {len(kept)}")
+    return kept
 
 
 def _network(address: str) -> str:
@@ -286,6 +314,6 @@ def _json_object(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
     """Copy by way of JSON: what cannot be stored is refused here, and nobody else holds the copy."""
     try:
         copy: dict[str, JSON] = json.loads(json.dumps(dict(metadata), allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"metadata must be a JSON object: {error}") from None
     return copy

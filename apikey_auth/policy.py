@@ -7,6 +7,7 @@ or answers with the refusal. Views ask the visit for what they need.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 from .credentials import DEFAULT_CARRIERS, Carrier, Credential, HeaderReader, Query, read
@@ -79,7 +80,7 @@ class Policy:
         if self.on_invalid not in ("reject", "anonymous"):
             raise ConfigurationError(f"on_invalid is 'reject' or 'anonymous', not {self.on_invalid!r}")
         self.realm = options.get("realm", "api")
-        if not _REALM.fullmatch(self.realm):
+        if not isinstance(self.realm, str) or not _REALM.fullmatch(self.realm):
             raise ConfigurationError(
                 f"the realm {self.realm!r} must be printable ASCII without quote or backslash"
             )
@@ -94,17 +95,28 @@ class Policy:
         self.proxies, self.unix = _checked_proxies(options.get("trusted_proxies", ()))
 
     def visit(
-        self, method: str, path: str, header: HeaderReader, query: str = "", peer: str | None = None
+        self,
+        method: str,
+        path: str,
+        header: HeaderReader,
+        query: str = "",
+        peer: str | None = None,
+        outer: "Visit | None" = None,
     ) -> "Visit":
         """Read what a request says of its key.
 
         ``path`` is the decoded path below the application's mount point, ``peer`` the address of the other
-        end of the connection.
+        end of the connection, ``outer`` the visit of a middleware further out: what that one cut out of the
+        URL is read all the same.
         """
         if self.proxies or self.unix:
             peer = client_address(peer, header("X-Forwarded-For"), self.proxies, self.unix)
-        exempt = self.exempts(path) or _is_preflight(method, header)
-        return Visit(self, method, path, read(self.carriers, header, query), exempt, peer)
+        sent = query if outer is None else outer.sent
+        visit = Visit(self, method, path, read(self.carriers, header, sent), peer, outer)
+        visit.exempt = self.exempts(path) or _is_preflight(method, header)
+        visit.sent = sent
+        visit.query = visit.credential.query if outer is None else self.without_keys(f"?{query}")[1:]
+        return visit
 
     def without_keys(self, target: str) -> str:
         """Cut the key out of a request target, ``/path?query``, and leave the rest, byte for byte."""
@@ -126,7 +138,8 @@ class Policy:
 class Visit:
     """One request: what it carried, who it turned out to be, or why it was turned away.
 
-    ``identity`` and ``refusal`` are set by the authenticator that admits it, ``authority`` names that one.
+    ``query`` is the query string to leave, ``sent`` what it was with the key in it. ``identity`` and
+    ``refusal`` are set by the authenticator that admits it, ``authority`` names that one.
     """
 
     __slots__ = (
@@ -136,9 +149,12 @@ class Visit:
         "exempt",
         "identity",
         "method",
+        "outer",
         "path",
         "policy",
+        "query",
         "refusal",
+        "sent",
     )
 
     def __init__(
@@ -147,15 +163,17 @@ class Visit:
         method: str,
         path: str,
         credential: Credential,
-        exempt: bool,
         address: str | None,
+        outer: "Visit | None",
     ) -> None:
         self.policy = policy
         self.method = method
         self.path = path
         self.credential = credential
-        self.exempt = exempt
         self.address = address
+        self.outer = outer
+        self.exempt = False
+        self.query = self.sent = ""
         self.authority: object = None
         self.identity: Identity[Any] | None = None
         self.refusal: Refusal | None = None
@@ -185,9 +203,19 @@ class Visit:
         refusal.__cause__ = refusal.__context__ = None
         self.refusal = refusal.with_traceback(None)
 
-    def admitted_by(self, authority: object) -> bool:
-        """Say whether this authenticator found out who it is, so that it need not be asked again."""
-        return self.identity is not None and self.authority is authority
+    @property
+    def replaced(self) -> "Identity[Any] | None":
+        """The identity that a middleware further out found, where this one, looking too, found none."""
+        if self.outer is None or self.exempt or self.identity is not None:
+            return None
+        return self.outer.identity
+
+    def inherits(self, authority: object) -> bool:
+        """Take over the identity that this authenticator found for a middleware further out, if it did."""
+        if self.outer is None or self.outer.identity is None or self.outer.authority is not authority:
+            return False
+        self.identity, self.authority, self.refusal = self.outer.identity, authority, None
+        return True
 
     def require(self, *scopes: str) -> Identity[Any]:
         """Give the identity to a view that needs one with these scopes.
@@ -212,10 +240,16 @@ class Visit:
         return guard(vary, self.credential.carried, self.credential.in_url, present)
 
 
+def outer_visit(holder: Mapping[str, Any]) -> Visit | None:
+    """Give the visit of a middleware further out, out of a WSGI environ or an ASGI scope, if there is one."""
+    outer = holder.get(VISIT)
+    return outer if isinstance(outer, Visit) else None
+
+
 def visit_of(holder: Mapping[str, Any]) -> Visit:
     """Find the visit in a WSGI environ or an ASGI scope. Raises ConfigurationError for none."""
-    visit = holder.get(VISIT)
-    if not isinstance(visit, Visit):
+    visit = outer_visit(holder)
+    if visit is None:
         raise ConfigurationError(
             "this request passed no APIKeyMiddleware: add it to the application (in Flask: APIKeyAuth(auth, app))"
         )
@@ -261,14 +295,18 @@ def _checked_carriers(carriers: Sequence[Carrier]) -> tuple[Carrier, ...]:
 
 
 def _checked_paths(paths: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(paths, str) or not all(path.startswith("/") for path in paths):
+    if (
+        not isinstance(paths, Sequence | AbstractSet)
+        or not all(isinstance(path, str) and path.startswith("/") for path in paths)
+        or isinstance(paths, str)
+    ):
         raise ConfigurationError(f"exempt is a list of paths that start with '/', not {paths!r}")
     return tuple(paths)
 
 
 def _checked_proxies(proxies: Sequence[str]) -> tuple[Networks, bool]:
-    if isinstance(proxies, str):
-        raise ConfigurationError(f"trusted_proxies is a list; did you mean [{proxies!r}]?")
+    if isinstance(proxies, str) or not isinstance(proxies, Sequence | AbstractSet):
+        raise ConfigurationError(f"trusted_proxies is a list of CIDR blocks, not {proxies!r}")
     try:
         return networks(tuple(proxy for proxy in proxies if proxy != UNIX)), UNIX in proxies
     except ValueError as error:

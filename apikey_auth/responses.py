@@ -19,6 +19,7 @@ GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
 
 _WEAKER = ("public", "s-maxage", "private=", "must-understand")
 _BEARER_ERRORS = {400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope"}
+_SCOPE = re.compile(r"[!#-\[\]-~]+")  # scope-token, RFC 6749 section 3.3
 _ESCAPED = re.compile(r"\\.")
 _DIRECTIVE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')  # Cache-Control, RFC 9111 section 5.2
 
@@ -90,7 +91,7 @@ def challenges(refusal: Refusal, carriers: Sequence[Carrier], realm: str) -> Ite
         challenge = f'Bearer realm="{realm}"'
         if not isinstance(refusal, MissingKey):  # RFC 6750 section 3.1: no error without credentials
             challenge += f', error="{error}"'
-        if isinstance(refusal, InsufficientScope):
+        if isinstance(refusal, InsufficientScope) and all(map(_SCOPE.fullmatch, refusal.missing)):
             challenge += f', scope="{" ".join(refusal.missing)}"'
         yield challenge
 

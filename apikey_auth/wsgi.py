@@ -13,7 +13,7 @@ from .authenticate import Authenticator, check_authenticator
 from .credentials import HeaderReader
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, caller_of, mount_pattern, play
-from .policy import IDENTITY, VISIT, Options, Policy, Visit, require, visit_of
+from .policy import IDENTITY, VISIT, Options, Policy, Visit, outer_visit, require, visit_of
 from .responses import GUARDED, Response
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ class APIKeyMiddleware:
         self._policy = Policy(**options)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        if is_admitted(environ, self._auth):
-            return self._application(environ, start_response)
         visit = receive(environ, self._policy)
         self._auth.admit(visit)
         if refusal := visit.turned_away:
@@ -120,21 +118,21 @@ def _body(environ: "WSGIEnvironment") -> bytes:
     return body
 
 
-def is_admitted(environ: "WSGIEnvironment", auth: object) -> bool:
-    """Say whether a middleware further out has asked this authenticator already, and found somebody."""
-    outer = environ.get(VISIT)
-    return isinstance(outer, Visit) and outer.admitted_by(auth)
-
-
-def receive(environ: "WSGIEnvironment", policy: Policy) -> Visit:
+def receive(environ: "WSGIEnvironment", policy: Policy, path: str | None = None) -> Visit:
     """Read a request, and cut the key out of its URL."""
 
-    header, path = header_reader(environ), path_of(environ)
     query = environ.get("QUERY_STRING", "")
-    visit = policy.visit(environ["REQUEST_METHOD"], path, header, query, environ.get("REMOTE_ADDR"))
+    visit = policy.visit(
+        environ["REQUEST_METHOD"],
+        path_of(environ) if path is None else path,
+        header_reader(environ),
+        query,
+        environ.get("REMOTE_ADDR"),
+        outer_visit(environ),
+    )
     environ[VISIT] = visit
-    if visit.credential.query != query:
-        environ["QUERY_STRING"] = visit.credential.query
+    if visit.query != query:
+        environ["QUERY_STRING"] = visit.query
         for target in _TARGETS:
             if target in environ:
                 environ[target] = policy.without_keys(environ[target])
@@ -159,7 +157,9 @@ def path_of(environ: "WSGIEnvironment") -> str:
 
 
 def identify(environ: "WSGIEnvironment", visit: Visit) -> None:
-    """Put the identity, if there is one, where the application looks for it."""
+    """Put the identity, if there is one, where the application looks for it, in the place of another's."""
+    if visit.replaced is not None:
+        del environ[IDENTITY], environ["REMOTE_USER"]
     if visit.identity is not None:
         environ[IDENTITY] = visit.identity
         environ["REMOTE_USER"] = visit.identity.key.owner

@@ -511,7 +511,7 @@ async def test_a_good_key_leaves_its_identity_on_the_visit(colour, minted):
     assert await settled(auth.admit(found)) is None
     assert found.identity.key == record(minted)
     assert (found.refusal, found.turned_away) == (None, None)
-    assert found.admitted_by(auth)
+    assert found.authority is auth
 
 
 async def test_a_bad_key_leaves_its_refusal_on_the_visit_and_raises_nothing(colour, minted):
@@ -520,7 +520,7 @@ async def test_a_bad_key_leaves_its_refusal_on_the_visit_and_raises_nothing(colo
     assert isinstance(found.refusal, InvalidKey)
     assert found.turned_away is found.refusal
     assert found.identity is None
-    assert not found.admitted_by(auth)
+    assert found.authority is None
 
 
 async def test_an_outage_leaves_its_refusal_on_the_visit_and_is_not_let_through(colour, minted):

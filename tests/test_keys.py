@@ -400,7 +400,7 @@ def test_a_prefix_is_a_letter_and_up_to_31_letters_digits_or_underscores(prefix)
 
 
 def test_a_scheme_is_frozen_and_keeps_its_own_lists():
-    peppers, formats = [SECRET], [opaque_tokens()]
+    peppers, formats = [SECRET], [opaque_tokens(SECRET)]
     scheme = KeyScheme("acme", peppers=peppers, formats=formats)
     digest = scheme.digest("abcd")
     peppers.append("another pepper of enough bytes")

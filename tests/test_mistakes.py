@@ -1,6 +1,7 @@
 """What people get wrong, and what they are told: what happened, and what to do."""
 
 import logging
+import traceback
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from apikey_auth import (
     Authenticator,
     Bearer,
     ConfigurationError,
+    InactiveUser,
     InsufficientScope,
     KeyManager,
     KeyNotFound,
@@ -20,6 +22,7 @@ from apikey_auth import (
     MemoryKeyStore,
     MissingKey,
     StoreUnavailable,
+    opaque_tokens,
 )
 from apikey_auth.flask import APIKeyAuth
 from apikey_auth.policy import Policy
@@ -131,3 +134,88 @@ def test_the_cause_of_a_503_is_in_the_log(failing: str, tmp_path: Path, caplog: 
 def test_the_span_of_a_life_may_be_days_or_none() -> None:
     assert keys.issue("1", expires_in=timedelta(days=1)).key.expires_at is not None
     assert keys.issue("1", expires_in=None).key.expires_at is None
+
+
+def test_unkeyed_ids_of_tokens_do_not_go_with_peppers() -> None:
+    pepper = "a pepper of enough bytes"
+    with pytest.raises(ConfigurationError, match="the oldest pepper for one"):
+        KeyScheme(peppers=[pepper], formats=[opaque_tokens()])
+    assert KeyScheme(peppers=[pepper], formats=[opaque_tokens(pepper)]).parse("abcd").text == "abcd"
+
+
+def test_a_secret_of_the_wrong_type_is_not_repeated() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        KeyScheme(peppers=[bytearray(b"a pepper of enough bytes")])  # type: ignore[list-item]
+    assert "pepper of enough" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite//u:hunter2@h/x", "sqlite://u:hunter2@host/x", "postgresql://u:hunter2@h/x"]
+)
+def test_a_url_that_will_not_do_keeps_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        SQLKeyStore(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_keys_text_in_the_place_of_its_id_is_in_no_part_of_the_error() -> None:
+    text = keys.issue("1").text
+    with pytest.raises(KeyNotFound) as caught:
+        keys.get(text)
+    assert text not in repr(caught.value) + str(caught.value.args)
+
+
+@pytest.mark.parametrize("name", ["scopes", "addresses"])
+def test_a_key_has_a_bounded_number_of_what_each_request_reads(name: str) -> None:
+    many = [f"10.0.{n >> 8}.{n & 255}/32" for n in range(257)]
+    with pytest.raises(ValueError, match=f"256 {name} at most, not 257"):
+        keys.issue("1", **{name: many})  # type: ignore[arg-type]
+
+
+def test_metadata_of_any_depth_is_refused_and_not_followed() -> None:
+    deep: Any = {}
+    for _ in range(100_000):
+        deep = {"": deep}
+    with pytest.raises(ValueError, match="metadata must be a JSON object"):
+        keys.issue("1", metadata=deep)
+
+
+def test_a_logged_failure_has_no_frame_that_holds_the_key(caplog: Any) -> None:
+    class Down:
+        def get(self, key_id: str, /) -> None:
+            raise ConnectionError("down")
+
+    auth = Authenticator(Down())
+    text = auth.scheme.mint().text
+    with pytest.raises(StoreUnavailable):
+        auth.authenticate(text)
+    (record,) = caplog.records
+    shown = "".join(traceback.TracebackException(*record.exc_info, capture_locals=True).format())
+    assert "down" in shown
+    assert text not in shown
+
+
+@pytest.mark.parametrize("user", [False, None])
+def test_a_loader_that_says_no_ends_the_key(user: Any) -> None:
+    auth = Authenticator(MemoryKeyStore(), load_user=lambda owner: user)
+    with pytest.raises(InactiveUser):
+        auth.authenticate(auth.keys.issue("1").text)
+
+
+def test_an_activity_that_has_to_be_awaited_is_a_mistake() -> None:
+    class User:
+        async def is_active(self) -> bool:
+            return False
+
+    auth = Authenticator(MemoryKeyStore(), load_user=lambda owner: User())
+    with pytest.raises(ConfigurationError, match="must not be async"):
+        auth.authenticate(auth.keys.issue("1").text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"exempt": [1]}, {"exempt": None}, {"trusted_proxies": None}, {"realm": None}, {"render": "x"}],
+)
+def test_an_option_of_the_wrong_type_is_a_configuration_error(options: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        Policy(**options)

@@ -73,7 +73,7 @@ def admitted(which):
         ({"exempt": "/"}, "exempt is a list of paths that start with '/'"),
         ({"exempt": ["health"]}, "exempt is a list of paths that start with '/'"),
         ({"exempt": ["/a", ""]}, "exempt is a list of paths that start with '/'"),
-        ({"trusted_proxies": "10.0.0.0/8"}, r"trusted_proxies is a list; did you mean \['10.0.0.0/8'\]"),
+        ({"trusted_proxies": "10.0.0.0/8"}, r"trusted_proxies is a list of CIDR blocks, not '10.0.0.0/8'"),
         ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: 10.0.0.1/8 has host bits set"),
         ({"trusted_proxies": ["proxy.example.org"]}, "trusted_proxies: .*proxy.example.org"),
         ({"trusted_proxies": [""]}, "trusted_proxies"),
@@ -296,15 +296,35 @@ def test_without_trusted_proxies_the_header_is_not_even_read():
     assert "X-Forwarded-For" not in asked
 
 
-def test_a_visit_is_admitted_by_the_authenticator_that_found_the_identity_and_by_no_other():
+def behind(outer, **headers):
+    return Policy().visit("GET", "/", headers.get, outer=outer)
+
+
+def test_a_visit_inherits_what_the_same_authenticator_found_further_out_and_nothing_else():
     one, other = object(), object()
-    found = visit(apikey="KEY")
-    assert not found.admitted_by(one)
-    found.authority = one
-    assert not found.admitted_by(one)
-    admitted(found)
-    assert found.admitted_by(one)
-    assert not found.admitted_by(other)
+    outer = admitted(visit(apikey="KEY"))
+    outer.authority = one
+    assert behind(outer).inherits(one)
+    assert not behind(outer).inherits(other)
+    assert not behind(visit(apikey="KEY")).inherits(None)
+    assert not behind(None).inherits(None)
+
+
+def test_what_is_inherited_is_the_identity_and_no_refusal():
+    outer = admitted(visit(apikey="KEY"))
+    outer.authority = one = object()
+    inner = behind(outer)
+    assert inner.inherits(one)
+    assert (inner.identity, inner.authority, inner.turned_away) == (outer.identity, one, None)
+
+
+def test_an_identity_from_further_out_is_replaced_where_a_visit_finds_none():
+    outer = admitted(visit(apikey="KEY"))
+    assert behind(outer).replaced is outer.identity
+    assert admitted(behind(outer)).replaced is None
+    exempt = behind(outer)
+    exempt.exempt = True
+    assert exempt.replaced is None
 
 
 def test_a_view_gets_the_identity_with_the_scopes_it_asks_for():

@@ -110,16 +110,20 @@ def _store(value: Any) -> Any:
     return value() if callable(value) else value
 
 
+def _exactly(owner: str, user: "AbstractBaseUser") -> "AbstractBaseUser | None":
+    return user if str(user.pk) == owner else None  # a database takes "01" for 1, revoke_all("1") does not
+
+
 def _load_user(owner: str) -> "AbstractBaseUser | None":
     try:
-        return get_user_model()._default_manager.get(pk=owner)
+        return _exactly(owner, get_user_model()._default_manager.get(pk=owner))
     except _NO_USER:
         return None
 
 
 async def _aload_user(owner: str) -> "AbstractBaseUser | None":
     try:
-        return await get_user_model()._default_manager.aget(pk=owner)
+        return _exactly(owner, await get_user_model()._default_manager.aget(pk=owner))
     except _NO_USER:
         return None
 

@@ -86,11 +86,11 @@ class APIKeyMiddleware:
 def _receive(request: HttpRequest) -> Visit:
     """Read a request, and cut the key out of every place where Django and the server keep the URL."""
     query = request.META.get("QUERY_STRING", "")
-    visit = receive(request.META, setup().policy)
-    if visit.credential.query != query:
+    visit = receive(request.META, setup().policy, request.path_info)
+    if visit.query != query:
         request.__dict__.pop("GET", None)  # an earlier middleware may have parsed the query string
         if (scope := getattr(request, "scope", None)) is not None:
-            scope["query_string"] = visit.credential.query.encode()
+            scope["query_string"] = visit.query.encode()
     return visit
 
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from ..credentials import HeaderReader
@@ -111,10 +111,8 @@ class RendersRefusals(Protocol):
 class Dialect(Protocol):
     """How keys are managed over HTTP."""
 
-    @property
-    def ignores_case(self) -> bool:
-        """Whether the case of the mount point does not matter."""
-        ...
+    ignores_case: ClassVar[bool]
+    """Whether the case of the mount point does not matter."""
 
     def respond(self, request: Request, keys: Any) -> Script[Response]:
         """Answer a request by way of a ``KeyManager`` of either colour."""

@@ -9,7 +9,7 @@ from threading import Lock
 from ..decisions import changed, dead_before, state
 from ..errors import DuplicateKey
 from ..keys import APIKey, in_utc
-from .protocol import MAX_CHANGES, Changes, Page, Revision, check_limit, check_swap
+from .protocol import MAX_CHANGES, Changes, Page, Revision, check_page, check_swap
 
 
 class MemoryKeyStore:
@@ -34,7 +34,7 @@ class MemoryKeyStore:
         check_swap(old, new)
         with self._lock:
             current = self._keys.get(old.id)
-            if current is None or current.version != old.version:
+            if current is None or (current.version, current.digest) != (old.version, old.digest):
                 return False
             if successor is not None:
                 self._insert(successor)
@@ -59,7 +59,7 @@ class MemoryKeyStore:
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
-        check_limit(limit)
+        check_page(after, limit)
         live_at = None if live_at is None else in_utc("live_at", live_at)
         with self._lock:
             found = self._select(lambda key: after is None or key.id > after, owner, live_at)

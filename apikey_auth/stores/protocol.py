@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from ..errors import ConfigurationError
-from ..keys import APIKey
+from ..keys import APIKey, is_storable
 
 MAX_CHANGES = 1000  # ids that one ``changes`` names; where there would be more, any may have changed
 
@@ -71,7 +71,7 @@ class KeyStore(KeyReader, Protocol):
         ...
 
     def swap(self, old: APIKey, new: APIKey, /, successor: APIKey | None = None) -> bool:
-        """Put ``new`` in the place of ``old`` if the record still has ``old.version``, else answer False.
+        """Put ``new`` in the place of ``old`` if the record still has its version and digest, else answer False.
 
         All of ``new`` is written except ``last_used_at``, which stays what it is. With a successor both are
         written or neither; DuplicateKey, if there is one with its id, means neither. Raises ValueError
@@ -99,7 +99,7 @@ class KeyStore(KeyReader, Protocol):
 
         ``live_at`` leaves out what is revoked, disabled, expired or past its grace at that time. Pages
         neither skip nor repeat a record that was there all along, whatever is written meanwhile. Raises
-        ValueError for a limit under 1.
+        ValueError for a limit under 1 and an ``after`` that can be no id.
         """
         ...
 
@@ -209,10 +209,12 @@ def _is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
-def check_limit(limit: int) -> None:
-    """Raise ValueError for a page of nothing."""
-    if limit < 1:
-        raise ValueError(f"limit must be 1 at least, not {limit}")
+def check_page(after: str | None, limit: int) -> None:
+    """Raise ValueError for a page of nothing, of more than any database counts, or behind no id."""
+    if not 1 <= limit < 2**31:
+        raise ValueError(f"limit must be 1 at least, and not {limit}")
+    if after is not None and not is_storable(after):
+        raise ValueError("after is the id that a page ended with")
 
 
 def check_swap(old: APIKey, new: APIKey) -> None:

@@ -12,13 +12,14 @@ import asyncio
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import wraps
 from random import uniform
 from time import monotonic, sleep
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 try:
     import sqlalchemy as sa
@@ -30,9 +31,10 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("the SQL store needs SQLAlchemy: pip install 'apikey_auth[sql]'") from error
 
 from ..errors import ConfigurationError, DuplicateKey, StoreUnavailable
-from ..keys import MAX_NAME, APIKey, in_utc, is_storable
-from .protocol import MAX_CHANGES, Changes, Page, Revision, check_limit, check_swap
+from ..keys import MAX_NAME, APIKey, in_utc, is_storable, restored
+from .protocol import MAX_CHANGES, Changes, Page, Revision, check_page, check_swap
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -145,7 +147,7 @@ def _swap(old: APIKey, new: APIKey, successor: APIKey | None) -> Script[None]:
     revision = yield from _advance()
     values = _values(new)
     del values["last_used_at"]
-    this = sa.and_(KEYS.c.id == old.id, KEYS.c.version == old.version)
+    this = sa.and_(KEYS.c.id == old.id, KEYS.c.version == old.version, KEYS.c.digest == old.digest)
     changed = yield Step(sa.update(KEYS).where(this).values(revision=revision, **values))
     if changed.rowcount == 0:
         raise _TooLate
@@ -165,7 +167,7 @@ def _revoke_all(owner: str | None, at: datetime, reason: str | None) -> Script[i
 
 
 def _find(owner: str | None, live_at: datetime | None, after: str | None, limit: int) -> Script[Page]:
-    check_limit(limit)
+    check_page(after, limit)
     query = sa.select(*_RECORD).where(_matching(owner, live_at)).order_by(KEYS.c.id).limit(limit + 1)
     if after is not None:
         query = query.where(KEYS.c.id > after)
@@ -243,7 +245,11 @@ def _values(key: APIKey) -> dict[str, Any]:
 
 
 def _key(row: Any) -> APIKey:
-    return APIKey(*row)
+    return restored({**row._mapping, "scopes": _tuple(row.scopes), "addresses": _tuple(row.addresses)})
+
+
+def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)
 
 
 @contextmanager
@@ -271,11 +277,11 @@ def _checked_url(url: str | sa.URL, *, asynchronous: bool) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except exc.ArgumentError as error:
-        raise ConfigurationError(f"{url!r} is no database URL, such as sqlite:///keys.db") from error
+        raise ConfigurationError("this is no database URL, such as sqlite:///keys.db") from error
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"):
         raise ConfigurationError(f"the SQL store is for SQLite, not for {parsed.drivername!r}")
     if parsed.host:
-        raise ConfigurationError(f"{url!r} has two slashes; a file takes three, sqlite:///keys.db, or four")
+        raise ConfigurationError(f"{parsed} has two slashes; a file takes three, sqlite:///keys.db, or four")
     if not parsed.database or ":memory:" in parsed.database or parsed.query.get("mode") == "memory":
         raise ConfigurationError(
             "an in-memory SQLite database is one connection's own; use a file, or MemoryKeyStore()"
@@ -290,6 +296,23 @@ def _engine_options(timeout: float) -> dict[str, Any]:
 # One writer of a process at a time, in the order in which they come: SQLite has no more of them anyway, and
 # those who wait must not take the connections that readers need.
 _WRITERS = {"pool_size": 1, "max_overflow": 0}
+
+
+def _shielded(run: Callable[P, T]) -> Callable[P, T]:
+    """A thread's call always runs to its end."""
+    return run
+
+
+def _async_shielded(run: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Let a call run to its end when its caller is cancelled: half a transaction would keep the file locked."""
+
+    @wraps(run)
+    async def shielded(*args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.ensure_future(run(*args, **kwargs))
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(task)
+
+    return shielded
 
 
 def _sleep(seconds: float) -> None:
@@ -365,6 +388,7 @@ class SQLKeyStore:
         _queue_writers(self._writing, timeout, _sleep)
         self._create = create
 
+    @_shielded
     def create_schema(self) -> None:
         """Make the tables where they are missing; what is there stays."""
         with _translated(self._reading.url):
@@ -416,6 +440,7 @@ class SQLKeyStore:
         self._reading.dispose()
         self._writing.dispose()
 
+    @_shielded
     def _read(self, script: Script[T]) -> T:
         """Run a script of one statement, outside any transaction."""
         if self._create:
@@ -424,6 +449,7 @@ class SQLKeyStore:
             with self._reading.connect() as connection:
                 return self._play(connection, script)
 
+    @_shielded
     def _write(self, script: Script[T], added: APIKey | None = None) -> T:
         """Run a script in a transaction of its own, and keep all of it or nothing."""
         if self._create:
@@ -462,6 +488,7 @@ class AsyncSQLKeyStore:
         _queue_writers(self._writing.sync_engine, timeout, _async_sleep)
         self._create = create
 
+    @_async_shielded
     async def create_schema(self) -> None:
         """Make the tables where they are missing; what is there stays."""
         with _translated(self._reading.url):
@@ -513,6 +540,7 @@ class AsyncSQLKeyStore:
         await self._reading.dispose()
         await self._writing.dispose()
 
+    @_async_shielded
     async def _read(self, script: Script[T]) -> T:
         """Run a script of one statement, outside any transaction."""
         if self._create:
@@ -521,6 +549,7 @@ class AsyncSQLKeyStore:
             async with self._reading.connect() as connection:
                 return await self._play(connection, script)
 
+    @_async_shielded
     async def _write(self, script: Script[T], added: APIKey | None = None) -> T:
         """Run a script in a transaction of its own, and keep all of it or nothing."""
         if self._create:

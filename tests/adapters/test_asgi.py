@@ -154,3 +154,26 @@ async def test_a_refusal_after_the_answer_began_is_an_error_of_the_application(w
 async def test_a_blocking_authenticator_is_refused_at_the_start(world: World) -> None:
     with pytest.raises(ConfigurationError, match="needs an AsyncAuthenticator"):
         APIKeyMiddleware(saying_ok, world.authenticator())  # type: ignore[arg-type]
+
+
+async def test_a_scope_of_an_unknown_type_is_not_let_through(world: World) -> None:
+    with pytest.raises(ConfigurationError, match="webtransport"):
+        await APIKeyMiddleware(saying_ok, world.async_authenticator())({"type": "webtransport"}, None, None)  # type: ignore[arg-type]
+
+
+async def test_headers_that_can_be_read_once_reach_the_application(world: World) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert [name for name, _ in scope["headers"]] == [b"apikey", b"x"]
+        await saying_ok(scope, receive, send)
+
+    async def once(scope: Any, receive: Any, send: Any) -> None:
+        scope["headers"] = iter(scope["headers"])
+        scope["extensions"] = scope["root_path"] = None
+        await APIKeyMiddleware(app, world.async_authenticator(), required=True)(scope, receive, send)
+
+    assert (await acall_asgi(once, with_key(world).with_header("x", "y"))).status == 200
+
+
+async def test_the_root_of_a_mount_is_not_the_mount_point(world: World) -> None:
+    app = APIKeyMiddleware(saying_ok, world.async_authenticator(), required=True, exempt=["/api"])
+    assert (await acall_asgi(app, Request("", mount="/api"))).status == 401

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from applications import World, django_settings
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.checks import run_checks
 from django.test import AsyncClient, Client, override_settings
 
@@ -245,3 +245,37 @@ class TestStart:
         with override_settings(APIKEY_AUTH={"STORE": "sqlite:///keys.db"}):
             with pytest.raises(ConfigurationError, match=r"SQLKeyStore\('sqlite:///keys.db'\)"):
                 setup()
+
+
+@pytest.mark.usefixtures("configured")
+class TestSpellings:
+    """One user has one id, one path one spelling."""
+
+    @pytest.mark.parametrize("owner", ["01", " 1", "0_1", "\u0661"])
+    def test_an_owner_that_is_not_the_users_id_to_the_letter_is_nobody(
+        self, world: World, owner: str
+    ) -> None:
+        answer = Client().get("/me", headers={"apikey": world.keys.issue(owner).text})
+        assert answer.json()["code"] == "inactive_user"
+
+    @pytest.mark.parametrize("path", ["/%C3%B6ff/x", "/%C3%83%C2%B6ff/x"])
+    async def test_exempt_paths_beyond_ascii_mean_themselves(self, world: World, path: str) -> None:
+        expected = 404 if path == "/%C3%B6ff/x" else 401
+        with django_settings(world, {"required": True, "exempt": ["/\u00f6ff/"]}):
+            assert (await AsyncClient().get(path)).status_code == expected
+            assert (await sync_to_async(Client().get)(path)).status_code == expected
+
+    def test_the_middleware_twice_changes_nothing(self, world: World) -> None:
+        with override_settings(MIDDLEWARE=[OURS, OURS]):
+            request = Client().get(f"/me?apikey={key(world)['apikey']}").wsgi_request
+        assert request.api_key.owner == "1"
+
+
+def test_a_url_key_exempts_from_csrf_behind_no_number_of_middlewares(world: World) -> None:
+    with (
+        django_settings(world, {}),
+        override_settings(MIDDLEWARE=[SESSIONS, CSRF, AUTHENTICATION, OURS, OURS]),
+    ):
+        headers = key(world)
+        client = Client(enforce_csrf_checks=True)
+        assert client.post(f"/form?apikey={headers['apikey']}", headers=headers).status_code == 403

@@ -130,3 +130,12 @@ def test_the_decorator_explains_a_missing_pair_of_parentheses(world: World) -> N
 def test_an_async_authenticator_is_refused_at_the_start(world: World) -> None:
     with pytest.raises(ConfigurationError, match="needs an Authenticator"):
         APIKeyAuth(world.async_authenticator())  # type: ignore[arg-type]
+
+
+def test_a_context_that_outlives_a_request_keeps_nobody(world: World) -> None:
+    app = flask.Flask("no_package")
+    APIKeyAuth(world.authenticator(), app)
+    app.add_url_rule("/", view_func=lambda: flask.g.user.name if flask.g.user else "nobody")
+    with app.app_context():
+        assert app.test_client().get("/", headers=key(world)).text == "ada"
+        assert app.test_client().get("/").text == "nobody"
