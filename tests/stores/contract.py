@@ -478,6 +478,27 @@ class KeyStoreContract:
         await add_all(astore, *map(record, "abcde"))
         assert [key.id for key in (await astore.find(limit=2)).items] == ["a", "b"]
 
+    async def test_a_record_made_anew_is_not_the_one_that_was_read(self, astore: AsyncKeyStore) -> None:
+        """After a purge a key of the same id starts again at version 1, with another secret."""
+        read = record(revoked_at=NOW)
+        await astore.add(read)
+        await astore.purge(NOW + DAY)
+        anew = replace(record(), digest="sha256$$" + "9" * 64)
+        await astore.add(anew)
+        assert not await astore.swap(read, changed(read, name="late"))
+        assert await astore.get("k1") == anew
+
+    @pytest.mark.parametrize("after", ["\ud800", "a\0b"])
+    async def test_an_after_that_can_be_no_id_is_a_value_error(
+        self, astore: AsyncKeyStore, after: str
+    ) -> None:
+        with pytest.raises(ValueError, match="after"):
+            await astore.find(after=after)
+
+    async def test_a_limit_beyond_any_count_is_a_value_error(self, astore: AsyncKeyStore) -> None:
+        with pytest.raises(ValueError, match="limit"):
+            await astore.find(limit=2**63)
+
     async def test_a_naive_time_is_a_value_error(self, astore: AsyncKeyStore) -> None:
         await astore.add(record())
         naive = datetime(2026, 1, 1)  # noqa: DTZ001

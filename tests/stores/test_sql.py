@@ -1,6 +1,7 @@
 """What the SQL stores promise beside the contract: their file, its locks, its failures, its processes."""
 
 import asyncio
+import gc
 import os
 import re
 import signal
@@ -452,6 +453,31 @@ async def test_a_cancelled_write_leaves_no_lock_and_no_connection_behind(
         other.execute("COMMIT")
     await store.add(record("k2"))
     assert {"k1", "k2"} <= {key.id for key in await everything(store)}
+    await store.close()
+
+
+async def test_a_write_cancelled_in_the_middle_runs_to_its_end(url: str) -> None:
+    """Half a transaction would keep the file locked until its cursor is collected as garbage."""
+    store = AsyncSQLKeyStore(url, create=True)
+    await store.add(record())
+    loop, writing = asyncio.get_running_loop(), asyncio.create_task(store.revoke_all(None, NOW, None))
+
+    def cancel(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.startswith("SELECT apikey_auth_state"):
+            loop.call_soon(writing.cancel)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", cancel)
+    gc.disable()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        sa.event.remove(sa.Engine, "before_cursor_execute", cancel)
+        other = AsyncSQLKeyStore(url, timeout=2)
+        await other.add(record("k2"))
+        assert await other.count(live_at=NOW) == 1
+        await other.close()
+    finally:
+        gc.enable()
     await store.close()
 
 
