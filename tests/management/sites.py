@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from http.cookies import SimpleCookie
 from itertools import count
 from random import Random
@@ -252,6 +253,7 @@ DJANGO_MIDDLEWARE = [
 _names = count()
 
 
+@cache
 def django_sign_in(owner: str) -> str:
     from django.contrib.auth.models import User
 
