@@ -113,11 +113,8 @@ RENDER = below("/odata.svc", DIALECT)
 
 # Content requests. They stand before the mount of the actions, whose addresses end with a name.
 
-SERVICES = (
-    "odata.svc",
-    "OData.svc",
-)  # as sensenet's JavaScript client writes it, and as its .NET client does
-ADDRESS = r"content\([0-9]+\)|[^()]*(?:\('[^()]+'\))?"
+SERVICES = ("odata.svc", "OData.svc")  # the second is the .NET client's spelling
+ADDRESS = r"content\([0-9]{1,18}\)|[^()]*(?:\('[^()]+'\))?"
 JSON = "application/json;odata=verbose;charset=utf-8"
 
 
@@ -271,7 +268,7 @@ def make_django_users() -> None:
         DjangoUser.objects.get_or_create(pk=user.id, defaults={"username": name, "is_active": user.is_active})
 
 
-# What is started.
+# The start.
 
 
 def serve_asgi(app: Any, port: int) -> None:

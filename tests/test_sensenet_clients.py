@@ -329,7 +329,8 @@ def test_dotnet_loads_content_by_path_and_id(dotnet: DotNet) -> None:
 
 
 def test_dotnet_learns_from_an_empty_answer_that_there_is_no_content(dotnet: DotNet) -> None:
-    for target in ("Root/Content('Nothing')", "content(99)", "Root/IMS/Public('Nobody')/GetApiKeys"):
+    nothing = ("Root/Content('Nothing')", "content(99)", f"content({'9' * 5000})", "Root/Content/Nothing")
+    for target in (*nothing, "Root/IMS/Public('Nobody')/GetApiKeys"):
         answer = dotnet.get(f"/OData.svc/{target}?metadata=no")
         assert (answer.status, answer.body) == (404, b"")
 
