@@ -126,11 +126,11 @@ class TestJSON:
     def test_names_are_matched_without_regard_to_case(self) -> None:
         assert fields_of(b'{"APIKEY":1}', None) == fields_of(b'{"ApiKey":1}', None) == {"apikey": 1}
 
-    @pytest.mark.parametrize("depth", range(600, 1001, 10))
-    def test_depth_is_read_or_refused_and_never_an_error(self, depth: int) -> None:
-        for opening, closing in (('{"a":', "}"), ("[", "]"), ("{'a':", "}")):
-            with suppress(BadRequest):
-                fields_of((opening * depth + "1" + closing * depth).encode(), None)
+    def test_depth_is_read_or_refused_and_never_an_error(self) -> None:
+        for depth in range(600, 1001, 10):
+            for opening, closing in (('{"a":', "}"), ("[", "]"), ("{'a':", "}")):
+                with suppress(BadRequest):
+                    fields_of((opening * depth + "1" + closing * depth).encode(), None)
 
 
 class TestForms:
@@ -286,9 +286,7 @@ class TestSize:
             ("\r\n", FORM),
         ],
     )
-    @pytest.mark.parametrize(
-        "start", ["{", "models=", "x=", "--xyz\r\nContent-Disposition: form-data; name=", "'"]
-    )
+    @pytest.mark.parametrize("start", ["{", "models=", "--xyz\r\nContent-Disposition: form-data; name="])
     def test_no_body_takes_more_than_its_length_in_time(
         self, unit: str, content_type: str | None, start: str
     ) -> None:
