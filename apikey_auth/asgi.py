@@ -110,6 +110,9 @@ class KeyManagement:
 
     async def respond(self, scope: Scope, receive: Receive, send: Send, path: str, mount: str) -> None:
         """Answer for a path below a mount point."""
+        body = await _body(receive)
+        if body is None:
+            return  # nobody is there to be answered, and half a body may say something else than the whole
         visit = visit_of(scope)
         user = None if visit.identity is not None else self._user(scope)
         request = Request(
@@ -118,7 +121,7 @@ class KeyManagement:
             mount,
             scope.get("query_string", b"").decode("latin-1"),
             _header_reader(scope),
-            await _body(receive),
+            body,
             caller_of(visit, user, self.dialect),
             visit,
         )
@@ -140,11 +143,14 @@ def mount(app: ASGIApp, path: str, management: KeyManagement) -> ASGIApp:
     return mounted
 
 
-async def _body(receive: Receive) -> bytes:
+async def _body(receive: Receive) -> bytes | None:
+    """Read a request's body, one byte more than MAX_BODY at most; None if the client left before its end."""
     body = b""
     more = True
     while more and len(body) <= MAX_BODY:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         body += message.get("body", b"")
         more = message.get("more_body", False)
     return body[: MAX_BODY + 1]

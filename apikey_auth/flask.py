@@ -14,6 +14,7 @@ try:
     from flask import Blueprint, Flask, current_app, g, request
     from flask import Response as FlaskResponse
     from flask.blueprints import BlueprintSetupState
+    from werkzeug.datastructures import Headers
     from werkzeug.local import LocalProxy
     from werkzeug.routing import BaseConverter
 except ImportError as error:  # pragma: no cover
@@ -35,7 +36,8 @@ __all__ = ["APIKeyAuth", "current_identity", "key_management"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]  # the dialect says which it has
+# The dialect says which methods it has; a rule for all of them is nothing that Flask knows.
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "QUERY"]
 
 
 def _current_identity() -> Identity[Any] | None:
@@ -124,15 +126,19 @@ def key_management(
         regex = f"(?i:{re.escape(path[1:])})" if dialect.ignores_case else re.escape(path[1:])
         part_isolating = False
 
+    class RestConverter(BaseConverter):
+        regex = "(?s:.*)"  # Flask's own path stops at a line break
+        part_isolating = False
+
     def prepare(state: BlueprintSetupState) -> None:
-        state.app.url_map.converters[name] = MountConverter
+        state.app.url_map.converters |= {name: MountConverter, f"{name}_rest": RestConverter}
 
     def view(mounted: str, rest: str | None = None) -> FlaskResponse:
         below = "" if rest is None else f"/{rest}"
         return _response(management.respond(request.environ, below, f"{request.script_root}/{mounted}"))
 
     blueprint.record_once(prepare)
-    for rule in (f"/<{name}:mounted>", f"/<{name}:mounted>/", f"/<{name}:mounted>/<path:rest>"):
+    for rule in (f"/<{name}:mounted>", f"/<{name}:mounted>/<{name}_rest:rest>"):
         blueprint.add_url_rule(rule, "view", view, methods=_METHODS, provide_automatic_options=False)
     return blueprint
 
@@ -154,4 +160,6 @@ def _refused(refusal: Refusal) -> FlaskResponse:
 
 
 def _response(response: Response) -> FlaskResponse:
-    return FlaskResponse([response.body], response.status_line, list(response.headers))
+    translated = FlaskResponse([response.body], response.status_line)
+    translated.headers = Headers(response.headers)  # none by default: an answer without a body has no type
+    return translated

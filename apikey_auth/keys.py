@@ -34,7 +34,7 @@ MAX_LISTED = 256  # scopes, and addresses, of one key
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _OPAQUE = re.compile(r"[!-+\--~]+")  # printable ASCII without blank and comma
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SCOPE = re.compile(r"[!#-\[\]-~]+")  # scope-token, RFC 6749 section 3.3
+_SCOPE = re.compile(r"[!#-\[\]-~]{1,255}")  # scope-token, RFC 6749 section 3.3
 
 
 @dataclass(frozen=True, slots=True)

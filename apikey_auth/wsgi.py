@@ -7,7 +7,7 @@ application raises before it returns is answered as one of the middleware's own.
 import sys
 from collections.abc import Callable, Iterable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Unpack
 
 from .authenticate import Authenticator, check_authenticator
 from .credentials import HeaderReader
@@ -25,6 +25,12 @@ Headers: TypeAlias = "list[tuple[str, str]]"
 
 # Where servers keep the target of the request besides QUERY_STRING.
 _TARGETS = ("REQUEST_URI", "RAW_URI")
+
+
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class APIKeyMiddleware:
@@ -74,7 +80,7 @@ class KeyManagement:
         self._user = user
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        return answer(self.respond(environ, path_of(environ), environ.get("SCRIPT_NAME", "")), start_response)
+        return answer(self.respond(environ, path_of(environ), mount_of(environ)), start_response)
 
     def respond(self, environ: "WSGIEnvironment", path: str, mount: str) -> Response:
         """Answer for a path below a mount point."""
@@ -86,7 +92,7 @@ class KeyManagement:
             mount,
             environ.get("QUERY_STRING", ""),
             header_reader(environ),
-            _body(environ),
+            read_body(environ, environ["wsgi.input"]),
             caller_of(visit, user, self.dialect),
             visit,
         )
@@ -101,21 +107,27 @@ def mount(application: "WSGIApplication", path: str, management: KeyManagement) 
         match = pattern.fullmatch(path_of(environ))
         if match is None:
             return application(environ, start_response)
-        prefix = environ.get("SCRIPT_NAME", "") + match["mount"]
+        prefix = mount_of(environ) + match["mount"]
         return answer(management.respond(environ, match["below"] or "", prefix), start_response)
 
     return mounted
 
 
-def _body(environ: "WSGIEnvironment") -> bytes:
+def read_body(environ: "WSGIEnvironment", stream: Readable) -> bytes:
+    """Read a request's body, one byte more than MAX_BODY at most.
+
+    One that ends before its length is answered with too much, which no dialect takes: half a body may say
+    something else than the whole.
+    """
     try:
         length = int(environ.get("CONTENT_LENGTH") or 0)
     except ValueError:
         length = 0
     if environ.get("wsgi.input_terminated"):  # the server ends the stream, as with a chunked body
-        length = MAX_BODY + 1
-    body: bytes = environ["wsgi.input"].read(min(length, MAX_BODY + 1)) if length > 0 else b""
-    return body
+        return stream.read(MAX_BODY + 1)
+    wanted = min(length, MAX_BODY + 1)
+    body = stream.read(wanted) if wanted > 0 else b""
+    return body if len(body) >= wanted else bytes(MAX_BODY + 1)
 
 
 def receive(environ: "WSGIEnvironment", policy: Policy, path: str | None = None) -> Visit:
@@ -152,7 +164,15 @@ def header_reader(environ: "WSGIEnvironment") -> HeaderReader:
 
 def path_of(environ: "WSGIEnvironment") -> str:
     """Give the decoded path below the application's mount point."""
-    path: str = environ.get("PATH_INFO", "")
+    return _decoded(environ.get("PATH_INFO", ""))
+
+
+def mount_of(environ: "WSGIEnvironment") -> str:
+    """Give the decoded path of the application's mount point."""
+    return _decoded(environ.get("SCRIPT_NAME", ""))
+
+
+def _decoded(path: str) -> str:
     return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 

@@ -39,9 +39,11 @@ CORE = {
         *("decisions", "errors", "keys", "responses"),
         *("management.actions", "management.bodies", "management.handler", "management.rights"),
     },
+    "management.values": {"keys", "management.handler"},
+    "management.openapi": {"credentials", "keys", "management.values"},
     "management.rest": {
-        *("errors", "keys", "responses"),
-        *("management.actions", "management.handler", "management.rights"),
+        *("errors", "keys", "responses", "management.actions", "management.handler"),
+        *("management.openapi", "management.rights", "management.values"),
     },
     "management": {
         *("management.handler", "management.rest", "management.rights", "management.sensenet"),

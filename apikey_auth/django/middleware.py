@@ -115,7 +115,10 @@ def _refused(visit: Visit, refusal: Refusal | None) -> HttpResponseBase | None:
 
 def translated(response: Response) -> HttpResponse:
     """Turn a response of ours into Django's."""
-    return HttpResponse(response.body, status=response.status, headers=dict(response.headers))
+    answer = HttpResponse(response.body, status=response.status, headers=dict(response.headers))
+    if not any(name == "Content-Type" for name, _ in response.headers):
+        del answer.headers["Content-Type"]  # Django's default, for an answer without a body
+    return answer
 
 
 def _guard(response: HttpResponseBase, visit: Visit) -> HttpResponseBase:

@@ -1,5 +1,6 @@
 """Key management in a URLconf: ``path("", include(key_management("/keys", REST(rights=ModelRights()))))``."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from django.urls import URLPattern, re_path
 from django.views.decorators.csrf import csrf_exempt
 
 from ..management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern, play
-from ..management.rights import Caller
+from ..management.rights import Answer, Caller
 from ..policy import visit_of
 from ..wsgi import header_reader
 from .conf import setup
@@ -20,7 +21,7 @@ from .middleware import translated
 class ModelRights:
     """Rights by Django's own: one's own keys, those of users one may change, and a superuser everybody's."""
 
-    def can_list(self, caller: Caller, owner: str, /) -> bool:
+    def can_list(self, caller: Caller, owner: str, /) -> Answer:
         return caller.owner == owner or _may_change_users(caller.user)
 
     can_create = can_list
@@ -41,18 +42,19 @@ def key_management(path: str, dialect: Dialect) -> list[URLPattern]:
     case = "(?i:" if dialect.ignores_case else "(?:"
 
     def view(request: HttpRequest, rest: str | None = None) -> HttpResponse:
-        asked = _request(request, rest or "", dialect)
+        asked = _request(request, rest or "", dialect, getattr(request, "user", None))
         return translated(play(dialect.respond(asked, setup().authenticator.keys)))
 
     async def async_view(request: HttpRequest, rest: str | None = None) -> HttpResponse:
-        asked = _request(request, rest or "", dialect)
+        user = await request.auser() if hasattr(request, "auser") else None
+        asked = _request(request, rest or "", dialect, user)
         return translated(await aplay(dialect.respond(asked, setup().async_authenticator.keys)))
 
     chosen = csrf_exempt(async_view if setup().is_async else view)
-    return [re_path(rf"^{case}{re.escape(path[1:])})(?P<rest>/.*)?$", non_atomic_requests(chosen))]
+    return [re_path(rf"^{case}{re.escape(path[1:])})(?P<rest>/(?s:.*))?\Z", non_atomic_requests(chosen))]
 
 
-def _request(request: HttpRequest, rest: str, dialect: Dialect) -> Request:
+def _request(request: HttpRequest, rest: str, dialect: Dialect, user: object) -> Request:
     visit = visit_of(request.META)
     return Request(
         request.method or "",
@@ -61,11 +63,22 @@ def _request(request: HttpRequest, rest: str, dialect: Dialect) -> Request:
         request.META["QUERY_STRING"],
         header_reader(request.META),
         request.read(MAX_BODY + 1),
-        caller_of(visit, getattr(request, "user", None), dialect),
+        caller_of(visit, user, dialect),
         visit,
     )
 
 
-def _may_change_users(user: Any) -> bool:
+def _may_change_users(user: Any) -> Answer:
+    if user is None:
+        return False
     model = get_user_model()._meta
-    return bool(user is not None and user.has_perm(f"{model.app_label}.change_{model.model_name}"))
+    permission = f"{model.app_label}.change_{model.model_name}"
+    return user.ahas_perm(permission) if _in_event_loop() else bool(user.has_perm(permission))
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -7,6 +7,17 @@ adapters' ``KeyManagement`` runs it.
 from .handler import Dialect, Request, below
 from .rest import REST
 from .rights import Caller, OwnKeys, Rights
-from .sensenet import NOT_A_USER, Sensenet
+from .sensenet import NOT_A_USER, NotAUser, Sensenet
 
-__all__ = ["NOT_A_USER", "REST", "Caller", "Dialect", "OwnKeys", "Request", "Rights", "Sensenet", "below"]
+__all__ = [
+    "NOT_A_USER",
+    "REST",
+    "Caller",
+    "Dialect",
+    "NotAUser",
+    "OwnKeys",
+    "Request",
+    "Rights",
+    "Sensenet",
+    "below",
+]

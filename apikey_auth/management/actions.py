@@ -4,9 +4,9 @@ A caller who came with a key manages keys only if the key's scopes are None or h
 and hands out no more than it has: no scope, no address and no hour of life beyond its own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from ipaddress import ip_network
@@ -25,7 +25,7 @@ from ..errors import (
 from ..keys import APIKey, IssuedKey
 from ..manage import NewKey
 from ..stores.protocol import Page
-from .handler import BadRequest, NotAllowed, NotPossible, Script
+from .handler import BadRequest, NotAllowed, NotFound, NotPossible, Script
 from .rights import Answer, Caller, Rights
 
 MANAGE = "apikeys:manage"
@@ -44,31 +44,32 @@ class Actions:
 
     def list(self, owner: str) -> "Script[list[APIKey]]":
         """List an owner's records. Raises MissingKey, InsufficientScope or NotAllowed."""
-        yield from self._maker()
+        yield from self.maker()
         yield from self._allowed(partial(self.rights.can_list, self.caller, owner))
-        listed: list[APIKey] = yield partial(self.keys.list, owner)
+        listed: list[APIKey] = yield from _checked(partial(self.keys.list, owner))
         return listed
 
     def page(self, owner: str, after: str | None, limit: int) -> Script[Page]:
         """List a page of an owner's records, by id."""
-        yield from self._maker()
+        yield from self.maker()
         yield from self._allowed(partial(self.rights.can_list, self.caller, owner))
-        page: Page = yield partial(self.keys.find, owner=owner, after=after, limit=limit)
+        find = partial(self.keys.find, owner=owner, after=after, limit=limit)
+        page: Page = yield from _checked(find)
         return page
 
     def find(self, key_id: str) -> Script[APIKey | None]:
         """Read a record that the caller may see; None for any other."""
-        yield from self._maker()
+        yield from self.maker()
         try:
-            key: APIKey = yield partial(self.keys.get, key_id)
-        except KeyNotFound:
+            key: APIKey = yield from _checked(partial(self.keys.get, key_id))
+        except NotFound:
             return None
         visible = yield partial(self.rights.can_list, self.caller, key.owner)
         return key if visible else None
 
     def create(self, owner: str, fields: NewKey) -> Script[IssuedKey]:
         """Make a key. Raises MissingKey, InsufficientScope, NotAllowed, or BadRequest for a bad field."""
-        maker = yield from self._maker()
+        maker = yield from self.maker()
         yield from self._allowed(partial(self.rights.can_create, self.caller, owner))
         fields = {**fields, "created_by": maker.id if maker else self.caller.owner}
         if maker is not None:
@@ -79,7 +80,7 @@ class Actions:
 
     def rotate(self, key: APIKey, **options: Any) -> Script[IssuedKey]:
         """Replace a key. Raises NotPossible for a dead one, and what ``create`` raises."""
-        maker = yield from self._maker()
+        maker = yield from self.maker()
         yield from self._allowed(partial(self.rights.can_create, self.caller, key.owner))
         yield from self._allowed(partial(self.rights.can_delete, self.caller, key.owner))
         if maker is not None:
@@ -90,40 +91,41 @@ class Actions:
         return issued
 
     def edit(self, key: APIKey, fields: dict[str, Any]) -> Script[APIKey]:
-        """Change a record. A key widens no other key beyond itself, and wakes none that is wider."""
-        maker = yield from self._maker()
+        """Change a record. A key may narrow any other, and widen or wake one only to what it is itself."""
+        maker = yield from self.maker()
         yield from self._allowed(partial(self.rights.can_delete, self.caller, key.owner))
-        if maker is not None:
-            if fields.get("disabled") is False:
-                check_within(maker, key.scopes, key.addresses, [key.expires_at])
-            ends = [fields["expires_at"]] if "expires_at" in fields else []
+        if maker is not None and widens(key, fields):
             check_within(
                 maker,
-                fields.get("scopes", maker.scopes),  # None, where it is given, asks for all
-                fields.get("addresses", maker.addresses),
-                ends,
+                fields.get("scopes", key.scopes),
+                fields.get("addresses", key.addresses),
+                [fields.get("expires_at", key.expires_at)],
             )
         changed: APIKey = yield from _checked(partial(self.keys.edit, key.id, **fields))
         return changed
 
     def delete(self, key: APIKey, *, descendants: bool = False) -> Script[None]:
         """Revoke one key. Raises NotAllowed, and nothing for one that is dead already."""
-        yield from self._maker()
+        yield from self.maker()
         yield from self._allowed(partial(self.rights.can_delete, self.caller, key.owner))
         revoke = partial(self.keys.revoke, key.id, reason=self._reason(), descendants=descendants)
-        with suppress(KeyNotFound):  # purged meanwhile
+        with suppress(NotFound):  # purged meanwhile
             yield from _checked(revoke)
 
     def delete_all(self, owner: str | None) -> Script[int]:
         """Revoke an owner's keys, or everybody's (None): for administrators only."""
-        yield from self._maker()
+        yield from self.maker()
         yield from self._allowed(partial(self.rights.is_admin, self.caller))
         owners = () if owner is None else (owner,)
-        revoked: int = yield partial(self.keys.revoke_all, *owners, reason=self._reason())
+        revoke = partial(self.keys.revoke_all, *owners, reason=self._reason())
+        revoked: int = yield from _checked(revoke)
         return revoked
 
-    def _maker(self) -> Script[APIKey | None]:
-        """Read the caller's key afresh from the store; None for a caller who came without one."""
+    def maker(self) -> Script[APIKey | None]:
+        """Read the caller's key afresh from the store; None for a caller who came without one.
+
+        Raises the refusal of a key that is dead by now, InsufficientScope for one that may not manage keys.
+        """
         if self.caller.key is None:
             return None
         try:
@@ -137,11 +139,14 @@ class Actions:
         return key
 
     def _still_made_by(self, maker: APIKey | None, issued: IssuedKey) -> Script[None]:
-        """Look at the maker once more: a key revoked meanwhile must not live on in what it made."""
-        if maker is None:
+        """Look at the maker once more: a key revoked meanwhile must not live on in what it made.
+
+        One that has replaced itself could not have done it, had it been revoked.
+        """
+        if maker is None or maker.id == issued.key.rotated_from:
             return
         try:
-            fresh = yield from self._maker()
+            fresh = yield from self.maker()
             check_within(fresh or maker, issued.key.scopes, issued.key.addresses, [issued.key.expires_at])
         except Refusal:
             yield partial(self.keys.revoke, issued.key.id, reason="its maker lost the right meanwhile")
@@ -163,6 +168,18 @@ def within(maker: APIKey, fields: NewKey) -> NewKey:
     addresses = maker.addresses if addresses is None else addresses
     check_within(maker, scopes, addresses)
     return {**fields, "scopes": scopes, "addresses": addresses, "not_after": end_of(maker)}
+
+
+def widens(key: APIKey, fields: Mapping[str, Any]) -> bool:
+    """Say whether changed fields let a key do more, from more places or for longer, or wake it."""
+    named = ("scopes", "addresses", "expires_at", "disabled")
+    changed = replace(key, **{name: value for name, value in fields.items() if name in named})
+    more = key.scopes is not None and (changed.scopes is None or missing_scopes(key, changed.scopes))
+    farther = key.addresses is not None and not _covered(changed.addresses, key.addresses)
+    longer = key.expires_at is not None and (
+        changed.expires_at is None or changed.expires_at > key.expires_at
+    )
+    return bool(more or farther or longer or (key.disabled and not changed.disabled))
 
 
 def check_within(
@@ -210,6 +227,8 @@ def _checked(call: "partial[T]") -> Script[T]:
     """Make a call on the manager, and say in HTTP's terms what it does not like."""
     try:
         answer: T = yield call
+    except KeyNotFound:
+        raise NotFound from None
     except (KeyNotLive, Conflict) as error:
         raise NotPossible(f"{error}.".replace("..", ".")) from None
     except (TypeError, ValueError) as error:

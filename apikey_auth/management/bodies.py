@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from .handler import BadRequest, json_of, text_of
 
-_STRING = re.compile(r"""'((?:[^'\\]|\\.)*)'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+# Strings, closed or not: an open one is taken to the end, so that no quote is looked at twice.
+_STRING = re.compile(r"""'((?:[^'\\]|\\.?)*+)(?:'|\Z)|"(?:[^"\\]|\\.?)*+(?:"|\Z)""", re.DOTALL)
 
 
 def fields_of(body: bytes, content_type: str | None) -> dict[str, Any]:
@@ -66,7 +67,10 @@ def _double_quoted(string: re.Match[str]) -> str:
 
 def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, str]]:
     head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
-    message = BytesParser(policy=HTTP).parsebytes(head + body)
+    try:
+        message = BytesParser(policy=HTTP).parsebytes(head + body)
+    except RecursionError:
+        raise BadRequest("The body is a form of forms of forms.") from None
     if message.defects or not message.is_multipart():
         raise BadRequest("The body is no multipart form.")
     for part in message.iter_parts():

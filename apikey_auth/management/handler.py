@@ -157,6 +157,7 @@ def play(script: Script[T]) -> T:
             try:
                 answer = call()
                 if inspect.isawaitable(answer):
+                    getattr(answer, "close", lambda: None)()
                     raise ConfigurationError(
                         "rights and owner_for must be plain functions here, not async ones"
                     )
@@ -203,7 +204,11 @@ def check_origin(request: Request, trusted_origins: Sequence[str]) -> None:
     origin = header("Origin")
     if origin is None or origin == "null":
         raise CrossOrigin
-    if origin not in trusted_origins and urlsplit(origin).netloc.lower() != (header("Host") or "").lower():
+    try:
+        host = urlsplit(origin).netloc.lower()
+    except ValueError:
+        raise CrossOrigin from None
+    if origin not in trusted_origins and (not host or host != (header("Host") or "").lower()):
         raise CrossOrigin
 
 

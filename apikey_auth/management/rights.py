@@ -24,15 +24,16 @@ class Caller:
 def owner_of(user: object) -> str | None:
     """Tell the owner that an application's user is, by the names that frameworks have for it.
 
-    None for no user, and for one whose ``is_authenticated`` is false.
+    Text is its own owner. None for no user, one whose ``is_authenticated`` is false, or who has no lasting id.
     """
     if not user or not getattr(user, "is_authenticated", True):
         return None
     for name in ("pk", "get_id", "identity", "id"):  # Django, Flask-Login, Starlette, most others
         value = getattr(user, name, None)
+        value = value() if callable(value) else value
         if value is not None:
-            return str(value() if callable(value) else value)
-    return str(user)
+            return str(value)
+    return user if isinstance(user, str) else None
 
 
 class Rights(Protocol):

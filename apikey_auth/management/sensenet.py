@@ -8,14 +8,14 @@ another's ``Id`` is as good as unknown.
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 from ..decisions import state
-from ..errors import DisabledKey, InsufficientScope, InvalidKey, KeyNotFound, MissingKey, Refusal
+from ..errors import InsufficientScope, InvalidKey, KeyNotFound, MissingKey, Refusal
 from ..keys import APIKey
 from ..responses import Response
 from .actions import Actions
@@ -166,7 +166,7 @@ class Sensenet:
         except (MissingKey, InsufficientScope, NotAllowed):
             listed = []
         now = call.actions.keys.clock()
-        living = [key for key in listed if state(key, now) in (None, DisabledKey)]
+        living = [key for key in listed if state(replace(key, disabled=False), now) is None]
         start = call.options.get("skip", 0)
         shown = living[start : start + call.options.get("top", len(living))]
         answer: dict[str, Any] = {"apiKeys": [_shown(key, _masked(key)) for key in shown]}
@@ -182,6 +182,7 @@ class Sensenet:
         value = call.fields.get("apikey")
         if not isinstance(value, str) or not value:
             raise BadRequest("The parameter apiKey is missing.")
+        yield from call.actions.maker()
         key, whole = yield from _named(value, call.actions.keys)
         if key is None or key.revoked_at is not None:
             return _NO_CONTENT

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from applications import World
 from django.core.management import call_command
-from sites import ADA, BOB, CARL, CHIEF, MOUNTS, Site, a_world
+from sites import ADA, BOB, CARL, CHIEF, MOUNTS, RUNNER, Site, a_world
 
 from apikey_auth.management import Dialect
 
@@ -31,6 +31,12 @@ def django_people() -> None:
     clerk = User.objects.get_or_create(pk=105, username="clerk")[0]
     clerk.user_permissions.add(Permission.objects.get(codename="change_user"))
     connection.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def event_loop_of_the_callers() -> Iterator[None]:
+    with RUNNER:
+        yield
 
 
 @pytest.fixture

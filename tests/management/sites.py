@@ -4,6 +4,7 @@ All of them know the same users, sign them in by a cookie, and answer ``elsewher
 management leaves to them.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 import flask
 from applications import World, django_settings
-from calling import Answer, Request, call_asgi, call_wsgi
+from calling import Answer, Request, acall_asgi, call_wsgi
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse
@@ -155,6 +156,13 @@ def wsgi_caller(application: Any, request: Request) -> Answer:
     return call_wsgi(served, request)
 
 
+RUNNER = asyncio.Runner()  # one event loop for the folder: to make one takes longer than to ask
+
+
+def asgi_caller(application: Any, request: Request) -> Answer:
+    return RUNNER.run(acall_asgi(application, request))
+
+
 @contextmanager
 def plain_wsgi(world: World, at: str, dialect: Dialect, options: dict[str, Any]) -> Iterator[Site]:
     def elsewhere(environ: Any, start_response: Any) -> list[bytes]:
@@ -190,7 +198,7 @@ def plain_asgi(world: World, at: str, dialect: Dialect, options: dict[str, Any])
             scope["user"] = world.users[user]
         await protected(scope, receive, send)
 
-    yield Site("asgi", world, host, call_asgi)
+    yield Site("asgi", world, host, asgi_caller)
 
 
 class CookieBackend(AuthenticationBackend):
@@ -222,7 +230,7 @@ def starlette(world: World, at: str, dialect: Dialect, options: dict[str, Any]) 
             Middleware(apikey_auth.starlette.APIKeyMiddleware, auth=auth, **options),
         ],
     )
-    yield Site("starlette", world, app, call_asgi)
+    yield Site("starlette", world, app, asgi_caller)
 
 
 @contextmanager
@@ -290,6 +298,6 @@ MOUNTS: dict[str, Any] = {
     "starlette": starlette,
     "flask": flask_app,
     "django": _django(WSGIHandler, "django", wsgi_caller),
-    "django-asgi": _django(ASGIHandler, "django-asgi", call_asgi),
-    "django-async-store": _django(ASGIHandler, "django-async-store", call_asgi, Inline),
+    "django-asgi": _django(ASGIHandler, "django-asgi", asgi_caller),
+    "django-async-store": _django(ASGIHandler, "django-async-store", asgi_caller, Inline),
 }

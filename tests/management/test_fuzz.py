@@ -1,10 +1,9 @@
 """Arbitrary requests to every dialect, and administrators and users at once over one file."""
 
-import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +13,10 @@ from urllib.parse import quote
 
 import pytest
 from applications import World
-from calling import Request, acall_asgi
+from calling import Request
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sites import ADA, BOB, CHIEF, MOUNTS, Site, a_world, wsgi_caller
+from sites import ADA, BOB, CHIEF, MOUNTS, Site, a_world
 
 from apikey_auth import MemoryKeyStore
 from apikey_auth.management import REST, OwnKeys, Sensenet, below
@@ -152,7 +151,6 @@ class Fuzzed:
 
     world: World
     site: Site
-    loop: Any
 
     def fill(self) -> None:
         self.world.store.revoke_all(None, self.world.now, None)
@@ -182,15 +180,13 @@ class Fuzzed:
             sent.append(("apikey", self.keys[who].text if who in self.keys else who))
         body = self.named(body.decode("latin-1")).encode("latin-1")
         request = Request(self.named(target), tuple(sent), method, "127.0.0.1", body)
-        if self.site.name == "wsgi":
-            return wsgi_caller(self.site.application, request)
-        return self.loop.run_until_complete(acall_asgi(self.site.application, request))
+        return self.site.send(request, None)
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
 def fuzzed(request: pytest.FixtureRequest, store: Any) -> Iterator[Any]:
     world = a_world(store)
-    with ExitStack() as stack, closing(asyncio.new_event_loop()) as loop:
+    with ExitStack() as stack:
 
         def fuzzed(at: str, dialect: Any, **options: Any) -> Fuzzed:
             return Fuzzed(

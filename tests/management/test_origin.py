@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from applications import World
-from calling import Answer, call_asgi, call_wsgi
-from sites import ADA, BOB, HOST, MOUNTS, OURS, SAME_SITE, Site, wsgi_caller
+from calling import Answer, call_wsgi
+from sites import ADA, BOB, HOST, MOUNTS, OURS, SAME_SITE, Site, asgi_caller, wsgi_caller
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
 from starlette.middleware import Middleware
@@ -320,7 +320,7 @@ class TestFrameworks:
     def test_asgi_knows_its_user_as_it_is_told(self, world: World) -> None:
         auth = world.async_authenticator()
         management = apikey_auth.asgi.KeyManagement(auth, REST(), user=lambda scope: ADA)
-        site = Site("asgi", world, apikey_auth.asgi.APIKeyMiddleware(management, auth), call_asgi)
+        site = Site("asgi", world, apikey_auth.asgi.APIKeyMiddleware(management, auth), asgi_caller)
         assert json.loads(site.ask("POST", "", headers=SAME_SITE).body)["owner"] == ADA
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -342,7 +342,7 @@ class TestFrameworks:
             ],
         )
         try:
-            answer = Site("starlette", world, app, call_asgi).ask(method, "/keys", headers=SAME_SITE)
+            answer = Site("starlette", world, app, asgi_caller).ask(method, "/keys", headers=SAME_SITE)
         except ConfigurationError:
             return
         assert answer.status == (200 if method == "GET" else 201)
