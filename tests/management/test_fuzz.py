@@ -134,17 +134,6 @@ methods = st.sampled_from(
 callers = st.sampled_from(["owner", "reader", "another", "chief", "visitor", "nonsense", "session"])
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    if request.param == "memory":
-        yield MemoryKeyStore()
-    else:
-        store = SQLKeyStore(f"sqlite:///{tmp_path / 'keys.db'}")
-        store.create_schema()
-        yield store
-        store.close()
-
-
 @dataclass
 class Fuzzed:
     """Both dialects of one framework over one store, refilled for each example."""
@@ -183,21 +172,25 @@ class Fuzzed:
         return self.site.send(request, None)
 
 
-@pytest.fixture(params=["wsgi", "asgi"])
-def fuzzed(request: pytest.FixtureRequest, store: Any) -> Iterator[Any]:
-    world = a_world(store)
+@pytest.fixture(params=[("wsgi", "memory"), ("wsgi", "sqlite"), ("asgi", "sqlite")], ids="-".join)
+def fuzzed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    name, kind = request.param
     with ExitStack() as stack:
+        store: Any = MemoryKeyStore()
+        if kind == "sqlite":
+            store = SQLKeyStore(f"sqlite:///{tmp_path / 'keys.db'}")
+            store.create_schema()
+            stack.callback(store.close)
+        world = a_world(store)
 
         def fuzzed(at: str, dialect: Any, **options: Any) -> Fuzzed:
-            return Fuzzed(
-                world, stack.enter_context(MOUNTS[request.param](world, at, dialect, options)), loop
-            )
+            return Fuzzed(world, stack.enter_context(MOUNTS[name](world, at, dialect, options)))
 
         yield fuzzed
 
 
 QUICK = settings(
-    max_examples=100,
+    max_examples=80,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
