@@ -30,6 +30,7 @@ ID_LENGTH, SECRET_LENGTH, CHECK_LENGTH = 12, 32, 6  # 32 characters of base62 ar
 MAX_TEXT = 512  # bytes of a credential that are looked at; more is refused unread
 MAX_NAME = 255  # characters of an id, an owner, a name: what every database's indexed text can hold
 MAX_LISTED = 256  # scopes, and addresses, of one key
+MAX_DEPTH = 32  # levels of a key's metadata
 
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _OPAQUE = re.compile(r"[!-+\--~]+")  # printable ASCII without blank and comma
@@ -316,4 +317,14 @@ def _json_object(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
         copy: dict[str, JSON] = json.loads(json.dumps(dict(metadata), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"metadata must be a JSON object: {error}") from None
+    _check_depth(copy, MAX_DEPTH)
     return copy
+
+
+def _check_depth(value: JSON, left: int) -> None:
+    """Raise ValueError for what nests so deeply that some driver's JSON would fail where this one did not."""
+    if left < 0:
+        raise ValueError(f"metadata must be a JSON object of {MAX_DEPTH} levels at most")
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_depth(each, left - 1)

@@ -195,6 +195,15 @@ def test_a_logged_failure_has_no_frame_that_holds_the_key(caplog: Any) -> None:
     assert text not in shown
 
 
+def test_metadata_has_a_bounded_depth() -> None:
+    deep: Any = 1
+    for _ in range(32):
+        deep = {"": deep}
+    assert keys.issue("1", metadata=deep).key.metadata == deep
+    with pytest.raises(ValueError, match="of 32 levels at most"):
+        keys.issue("1", metadata={"": deep})
+
+
 @pytest.mark.parametrize("user", [False, None])
 def test_a_loader_that_says_no_ends_the_key(user: Any) -> None:
     auth = Authenticator(MemoryKeyStore(), load_user=lambda owner: user)
