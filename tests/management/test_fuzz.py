@@ -211,9 +211,8 @@ def check(fuzzed: Fuzzed, who: str, method: str, target: str, headers: Any, body
     for key_id, key in after.items():
         if key != before.get(key_id):
             assert key.owner in mine or who == "chief"
-            assert key_id in before or (
-                key.created_by in {fuzzed.keys[w].key.id for w in fuzzed.keys} | {ADA}
-            )
+            makers = {fuzzed.keys[w].key.id for w in fuzzed.keys} | {ADA}
+            assert key_id in before or key.created_by in makers or key.rotated_from in before
     assert set(before) <= set(after)
 
 
