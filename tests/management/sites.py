@@ -235,7 +235,7 @@ def starlette(world: World, at: str, dialect: Dialect, options: dict[str, Any]) 
 
 @contextmanager
 def flask_app(world: World, at: str, dialect: Dialect, options: dict[str, Any]) -> Iterator[Site]:
-    app = flask.Flask("tests")
+    app = flask.Flask(__name__)
 
     @app.before_request
     def sign_in() -> None:
