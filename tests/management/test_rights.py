@@ -649,6 +649,43 @@ class TestMeanwhile:
             [other.key.id],
         )
 
+    def test_a_key_that_is_narrowed_as_it_is_edited_is_not_widened_again(
+        self, world: World, name: str
+    ) -> None:
+        """From a and b to a is less, from nothing to a is more than this maker has to give."""
+        maker = world.keys.issue(ADA, scopes=[MANAGE])
+        other = world.keys.issue(ADA, scopes=["a", "b"])
+        inner, manager = world.store, world.keys
+        world.store = Meddling(
+            inner,
+            lambda name, args: name == "get" and args == (other.key.id,),
+            lambda: manager.edit(other.key.id, scopes=[]),
+        )
+        with mounted(name, world, REST(rights=RIGHTS)) as site:
+            site.ask("PATCH", f"/keys/{other.key.id}", {"scopes": ["a"]}, key=maker.text)
+        world.store = inner
+        assert records(world)[other.key.id].scopes == ()
+
+    @pytest.mark.parametrize("read", [2, 3, 4])
+    def test_a_key_that_is_shortened_as_it_rotates_itself_leaves_none_that_lives_longer(
+        self, world: World, name: str, read: int
+    ) -> None:
+        key = world.keys.issue(ADA, expires_in=timedelta(days=300))
+        world.now += timedelta(days=10)
+        end = world.now + timedelta(days=1)
+        inner, manager, seen = world.store, world.keys, []
+
+        def when(name: str, args: Any) -> bool:
+            seen.append((name, args))
+            return seen.count(("get", (key.key.id,))) == read
+
+        world.store = Meddling(inner, when, lambda: manager.edit(key.key.id, expires_at=end))
+        with mounted(name, world, REST(rights=RIGHTS)) as site:
+            site.ask("POST", f"/keys/{key.key.id}/rotate", key=key.text)
+        world.store = inner
+        for record in records(world).values():
+            assert record.revoked_at is not None or record.expires_at <= end
+
 
 class TestDescendants:
     def test_the_whole_chain_goes_through_rotations_and_links_that_were_revoked_before(
