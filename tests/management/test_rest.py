@@ -747,20 +747,24 @@ def test_users_of_the_application_have_the_same_routes(site: Site, world: World)
     assert said(site.ask("DELETE", "/keys", user=CHIEF, headers=SAME_SITE)) == {"revoked": 1}
 
 
-def test_a_body_cut_short_changes_nothing(world: World, keys: Any) -> None:
+@pytest.mark.parametrize("name", ["wsgi", "flask", "django"])
+def test_a_body_cut_short_changes_nothing(world: World, keys: Any, name: str) -> None:
     before = records(world)
     target, text = f"/keys/{keys['reader'].key.id}/rotate", keys["owner"].text
-    with MOUNTS["wsgi"](world, "/keys", REST(), {}) as site:
+    with MOUNTS[name](world, "/keys", REST(), {}) as site:
         for body in (b"", b'{"grace": 3600'):
             answer = site.ask("POST", target, body, key=text, headers=(("Content-Length", "15"),))
             assert is_problem(answer, "bad_request")
     assert records(world) == before
 
 
-async def test_a_client_that_leaves_before_its_body_has_come_changes_nothing(world: World, keys: Any) -> None:
+@pytest.mark.parametrize("name", ["asgi", "starlette"])
+async def test_a_client_that_leaves_before_its_body_has_come_changes_nothing(
+    world: World, keys: Any, name: str
+) -> None:
     before = records(world)
     target, text = f"/keys/{keys['reader'].key.id}/rotate", keys["owner"].text
-    with MOUNTS["asgi"](world, "/keys", REST(), {}) as site:
+    with MOUNTS[name](world, "/keys", REST(), {}) as site:
         scope = {
             "type": "http",
             "method": "POST",

@@ -242,6 +242,23 @@ class TestModelRights:
                 assert code(site.ask(method, target)) == (401, "missing_key")
         assert records(world) == before
 
+    def test_changes_hold_when_they_are_answered_whatever_becomes_of_the_requests_transaction(
+        self, world: World, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from django.db import connection, connections
+
+        monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+        inside = []
+
+        class Watching(OwnKeys):
+            def can_create(self, caller: Caller, owner: str, /) -> bool:
+                inside.append(connection.in_atomic_block)
+                return True
+
+        with mounted(name, world, REST(rights=Watching())) as site:
+            assert site.ask("POST", "/keys", key=world.keys.issue(ADA).text).status == 201
+        assert inside == [False]
+
 
 class TestKeysThatMakeKeys:
     @pytest.mark.parametrize(
