@@ -7,7 +7,7 @@ it is read and decided again.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Final, TypedDict, Unpack
+from typing import Final, TypeAlias, TypedDict, Unpack
 
 from . import decisions
 from .errors import ConfigurationError, Conflict, DuplicateKey, KeyNotFound
@@ -24,6 +24,14 @@ from .stores.protocol import (
 
 DEFAULT_LIFE = timedelta(days=365)
 ATTEMPTS = 20  # to change a record that others keep changing
+
+
+Guard: TypeAlias = Callable[[APIKey], APIKey]
+
+
+def no_guard(key: APIKey) -> APIKey:
+    """Let every record be changed."""
+    return key
 
 
 class Unset:
@@ -196,10 +204,12 @@ class KeyManager:
         expires_at: datetime | Unset | None = UNSET,
         disabled: bool | Unset = UNSET,
         metadata: Mapping[str, JSON] | Unset = UNSET,
+        guard: Guard = no_guard,
     ) -> APIKey:
         """Change what is given of a record, and answer the record as it is now.
 
-        Raises KeyNotFound; ValueError or TypeError for a field that will not do.
+        ``guard`` is shown the very record that is changed, and raises to keep it. Raises KeyNotFound;
+        ValueError or TypeError for a field that will not do.
         """
         fields = _given(
             name=name,
@@ -209,7 +219,7 @@ class KeyManager:
             disabled=disabled,
             metadata=metadata,
         )
-        return self._change(key_id, lambda key: decisions.changed(key, **fields) if fields else None)
+        return self._change(key_id, lambda key: decisions.changed(guard(key), **fields) if fields else None)
 
     def revoke(self, key_id: str, *, reason: str | None = None, descendants: bool = False) -> APIKey:
         """Revoke a key for good; one that is revoked already keeps its time and reason.
@@ -243,17 +253,19 @@ class KeyManager:
         grace: timedelta = timedelta(0),
         expires_in: timedelta | Unset | None = UNSET,
         not_after: datetime | None = None,
+        guard: Guard = no_guard,
     ) -> IssuedKey:
         """Replace a key by a new one with the same rights; the old one goes on for ``grace``.
 
         Both are written in one step. The new key lives as long as the old one was meant to, unless
-        ``expires_in`` says otherwise, and not beyond ``not_after``. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
+        ``expires_in`` says otherwise, and not beyond ``not_after``. ``guard`` is shown the very record that
+        is replaced, and raises to keep it. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
         rotated before.
         """
         minted = self.scheme.mint()
         digest = self.scheme.digest(minted.text)
         for _ in range(ATTEMPTS):
-            key, now = self.get(key_id), self.clock()
+            key, now = guard(self.get(key_id)), self.clock()
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
             old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after)
             if self._store.swap(key, old, successor=successor):
@@ -378,10 +390,12 @@ class AsyncKeyManager:
         expires_at: datetime | Unset | None = UNSET,
         disabled: bool | Unset = UNSET,
         metadata: Mapping[str, JSON] | Unset = UNSET,
+        guard: Guard = no_guard,
     ) -> APIKey:
         """Change what is given of a record, and answer the record as it is now.
 
-        Raises KeyNotFound; ValueError or TypeError for a field that will not do.
+        ``guard`` is shown the very record that is changed, and raises to keep it. Raises KeyNotFound;
+        ValueError or TypeError for a field that will not do.
         """
         fields = _given(
             name=name,
@@ -391,7 +405,9 @@ class AsyncKeyManager:
             disabled=disabled,
             metadata=metadata,
         )
-        return await self._change(key_id, lambda key: decisions.changed(key, **fields) if fields else None)
+        return await self._change(
+            key_id, lambda key: decisions.changed(guard(key), **fields) if fields else None
+        )
 
     async def revoke(self, key_id: str, *, reason: str | None = None, descendants: bool = False) -> APIKey:
         """Revoke a key for good; one that is revoked already keeps its time and reason.
@@ -425,17 +441,19 @@ class AsyncKeyManager:
         grace: timedelta = timedelta(0),
         expires_in: timedelta | Unset | None = UNSET,
         not_after: datetime | None = None,
+        guard: Guard = no_guard,
     ) -> IssuedKey:
         """Replace a key by a new one with the same rights; the old one goes on for ``grace``.
 
         Both are written in one step. The new key lives as long as the old one was meant to, unless
-        ``expires_in`` says otherwise, and not beyond ``not_after``. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
+        ``expires_in`` says otherwise, and not beyond ``not_after``. ``guard`` is shown the very record that
+        is replaced, and raises to keep it. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
         rotated before.
         """
         minted = self.scheme.mint()
         digest = self.scheme.digest(minted.text)
         for _ in range(ATTEMPTS):
-            key, now = await self.get(key_id), self.clock()
+            key, now = guard(await self.get(key_id)), self.clock()
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
             old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after)
             if await self._store.swap(key, old, successor=successor):

@@ -113,19 +113,23 @@ def mount(application: "WSGIApplication", path: str, management: KeyManagement) 
     return mounted
 
 
+def content_length(environ: "WSGIEnvironment") -> int:
+    """Give the length that a request says its body has; none where it says nothing, or nonsense."""
+    try:
+        return int(environ.get("CONTENT_LENGTH") or 0)
+    except ValueError:
+        return 0
+
+
 def read_body(environ: "WSGIEnvironment", stream: Readable) -> bytes:
     """Read a request's body, one byte more than MAX_BODY at most.
 
     One that ends before its length is answered with too much, which no dialect takes: half a body may say
     something else than the whole.
     """
-    try:
-        length = int(environ.get("CONTENT_LENGTH") or 0)
-    except ValueError:
-        length = 0
     if environ.get("wsgi.input_terminated"):  # the server ends the stream, as with a chunked body
         return stream.read(MAX_BODY + 1)
-    wanted = min(length, MAX_BODY + 1)
+    wanted = min(content_length(environ), MAX_BODY + 1)
     body = stream.read(wanted) if wanted > 0 else b""
     return body if len(body) >= wanted else bytes(MAX_BODY + 1)
 

@@ -13,7 +13,7 @@ from django.views.decorators.csrf import csrf_exempt
 from ..management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern, play
 from ..management.rights import Answer, Caller
 from ..policy import visit_of
-from ..wsgi import header_reader
+from ..wsgi import content_length, header_reader
 from .conf import setup
 from .middleware import translated
 
@@ -62,10 +62,16 @@ def _request(request: HttpRequest, rest: str, dialect: Dialect, user: object) ->
         request.path.removesuffix(rest),
         request.META["QUERY_STRING"],
         header_reader(request.META),
-        request.read(MAX_BODY + 1),
+        _body(request),
         caller_of(visit, user, dialect),
         visit,
     )
+
+
+def _body(request: HttpRequest) -> bytes:
+    wanted = min(content_length(request.META), MAX_BODY + 1)
+    body = request.read(MAX_BODY + 1)
+    return body if len(body) >= wanted else bytes(MAX_BODY + 1)  # cut short: too much, which no dialect takes
 
 
 def _may_change_users(user: Any) -> Answer:

@@ -23,7 +23,7 @@ from ..errors import (
     Refusal,
 )
 from ..keys import APIKey, IssuedKey
-from ..manage import NewKey
+from ..manage import NewKey, no_guard
 from ..stores.protocol import Page
 from .handler import BadRequest, NotAllowed, NotFound, NotPossible, Script
 from .rights import Answer, Caller, Rights
@@ -84,8 +84,8 @@ class Actions:
         yield from self._allowed(partial(self.rights.can_create, self.caller, key.owner))
         yield from self._allowed(partial(self.rights.can_delete, self.caller, key.owner))
         if maker is not None:
-            check_within(maker, key.scopes, key.addresses)
             options["not_after"] = end_of(maker)
+            options["guard"] = partial(_rotatable, maker)
         issued: IssuedKey = yield from _checked(partial(self.keys.rotate, key.id, **options))
         yield from self._still_made_by(maker, issued)
         return issued
@@ -94,14 +94,8 @@ class Actions:
         """Change a record. A key may narrow any other, and widen or wake one only to what it is itself."""
         maker = yield from self.maker()
         yield from self._allowed(partial(self.rights.can_delete, self.caller, key.owner))
-        if maker is not None and widens(key, fields):
-            check_within(
-                maker,
-                fields.get("scopes", key.scopes),
-                fields.get("addresses", key.addresses),
-                [fields.get("expires_at", key.expires_at)],
-            )
-        changed: APIKey = yield from _checked(partial(self.keys.edit, key.id, **fields))
+        guard = no_guard if maker is None else partial(_editable, maker, fields)
+        changed: APIKey = yield from _checked(partial(self.keys.edit, key.id, guard=guard, **fields))
         return changed
 
     def delete(self, key: APIKey, *, descendants: bool = False) -> Script[None]:
@@ -168,6 +162,26 @@ def within(maker: APIKey, fields: NewKey) -> NewKey:
     addresses = maker.addresses if addresses is None else addresses
     check_within(maker, scopes, addresses)
     return {**fields, "scopes": scopes, "addresses": addresses, "not_after": end_of(maker)}
+
+
+def _rotatable(maker: APIKey, key: APIKey) -> APIKey:
+    """Raise unless a key may replace another, as that is now, by one of the same rights."""
+    check_within(maker, key.scopes, key.addresses)
+    if key.id == maker.id and end_of(key) != end_of(maker):
+        raise NotPossible("The API key was changed meanwhile.")
+    return key
+
+
+def _editable(maker: APIKey, fields: Mapping[str, Any], key: APIKey) -> APIKey:
+    """Raise unless a key may change another, as that is now, in these fields."""
+    if widens(key, fields):
+        check_within(
+            maker,
+            fields.get("scopes", key.scopes),
+            fields.get("addresses", key.addresses),
+            [fields.get("expires_at", key.expires_at)],
+        )
+    return key
 
 
 def widens(key: APIKey, fields: Mapping[str, Any]) -> bool:
