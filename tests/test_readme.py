@@ -89,6 +89,7 @@ def test_the_snippet_is_a_complete_application(framework: str, call: Any) -> Non
     application = namespace.get("application") or namespace["app"]
     issued = eval(issuing(source), namespace)
     assert_protected(lambda request: call(application, request), issued.text)
+    namespace["auth"].store.close()
 
 
 @pytest.mark.parametrize("framework", ["ASGI", "Starlette"])
@@ -172,6 +173,7 @@ def test_the_management_snippet_serves_keys_over_http() -> None:
     assert send("/keys", "DELETE", key).status == 403
     assert send(f"/keys/{issued.key.id}", "DELETE", key).status == 204
     assert json.loads(send("/keys/openapi.json").body)["openapi"] == "3.1.0"
+    namespace["auth"].store.close()
 
 
 def test_sensenets_requests_are_answered(tmp_path: Path) -> None:
@@ -204,3 +206,4 @@ def test_the_keys_section_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"acme_\w{12}_\w{38}\n", capsys.readouterr().out)
     namespace = run(script)
     assert namespace["keys"].get(namespace["issued"].key.id).revoked_at is not None
+    namespace["keys"]._store.close()
