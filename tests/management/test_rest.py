@@ -731,6 +731,33 @@ def test_a_store_that_is_down_is_503(
     assert records(world) == before
 
 
+class Busy:
+    """A store in which somebody else is always quicker."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def swap(self, old: Any, new: Any, /, successor: Any = None) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("method", "below"), [("PATCH", ""), ("DELETE", ""), ("POST", "/rotate")])
+def test_a_key_that_others_keep_changing_is_a_conflict_and_the_document_says_so(
+    build: Any, world: World, keys: Any, method: str, below: str
+) -> None:
+    before, store = records(world), world.store
+    world.store = Busy(store)
+    site, key = build("/keys", REST()), keys["reader"].key
+    body = '{"name": "x"}' if method == "PATCH" else ""
+    assert is_problem(site.ask(method, f"/keys/{key.id}{below}", body, key=keys["owner"].text), "conflict")
+    assert "409" in document(site)["paths"][f"/keys/{{id}}{below}"][method.lower()]["responses"]
+    world.store = store
+    assert records(world) == before
+
+
 @pytest.mark.parametrize(("method", "below"), [("GET", ""), ("POST", ""), ("DELETE", ""), ("GET", "/x")])
 def test_bad_keys_and_the_keys_of_users_who_are_not_active_are_401(
     site: Site, world: World, method: str, below: str

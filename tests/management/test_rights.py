@@ -200,6 +200,15 @@ class TestReplaced:
             assert not OwnKeys().can_list(Caller(), owner)
 
 
+def test_a_superuser_who_is_not_active_is_no_administrator() -> None:
+    from django.contrib.auth.models import User
+
+    for active in (True, False):
+        user = User(username="former", is_superuser=True, is_active=active)
+        assert ModelRights().is_admin(Caller("1", user)) is active
+        assert ModelRights().can_list(Caller("1", user), "2") is active
+
+
 @pytest.mark.parametrize("name", ["django", "django-asgi", "django-async-store"])
 class TestModelRights:
     """Django's own permissions."""

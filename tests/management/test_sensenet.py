@@ -317,6 +317,12 @@ class TestDeleteApiKey:
             assert is_nothing(ask("owner", "POST", f"{ROOT}/DeleteApiKey", {"apiKey": named}))
             assert living(world) == before
 
+    def test_a_whole_key_that_was_never_stored_is_no_mistake(self, ask: Any, world: World) -> None:
+        before = living(world)
+        for who in ("owner", "another", "visitor", "administrator"):
+            assert is_nothing(ask(who, "POST", f"{ROOT}/DeleteApiKey", {"apiKey": world.scheme.mint().text}))
+        assert living(world) == before
+
     def test_the_right_id_with_a_wrong_secret_deletes_nothing(
         self, ask: Any, world: World, victim: Any
     ) -> None:
