@@ -20,6 +20,7 @@ from .stores.protocol import (
     KeyStore,
     Page,
     check_store,
+    joined,
 )
 
 DEFAULT_LIFE = timedelta(days=365)
@@ -137,14 +138,16 @@ class KeyManager:
         self.scheme = checked_scheme(scheme)
         self.clock = clock
 
-    def issue(self, owner: str, **fields: Unpack[NewKey]) -> IssuedKey:
+    def issue(self, owner: str, *, connection: object | None = None, **fields: Unpack[NewKey]) -> IssuedKey:
         """Make a new key for an owner; see ``NewKey``. Its text is in the answer and nowhere else.
 
-        ``owner`` is the user's lasting id as text (``str(user.pk)``). Raises ValueError or TypeError for a
-        field that will not do.
+        ``owner`` is the user's lasting id as text (``str(user.pk)``). With a ``connection`` the key is made
+        in the transaction that the application has open there, and gone with it if that is rolled back.
+        Raises ValueError or TypeError for a field that will not do, and ConfigurationError for a connection
+        where the store joins no transactions.
         """
         issued = _issued(self.scheme, self.scheme.mint(), self.clock(), owner, fields)
-        self._store.add(issued.key)
+        self._store.add(issued.key, **joined(self._store, connection))
         return issued
 
     def ensure(self, owner: str, *, text: str | None = None, **fields: Unpack[NewKey]) -> IssuedKey | None:
@@ -321,14 +324,18 @@ class AsyncKeyManager:
         self.scheme = checked_scheme(scheme)
         self.clock = clock
 
-    async def issue(self, owner: str, **fields: Unpack[NewKey]) -> IssuedKey:
+    async def issue(
+        self, owner: str, *, connection: object | None = None, **fields: Unpack[NewKey]
+    ) -> IssuedKey:
         """Make a new key for an owner; see ``NewKey``. Its text is in the answer and nowhere else.
 
-        ``owner`` is the user's lasting id as text (``str(user.pk)``). Raises ValueError or TypeError for a
-        field that will not do.
+        ``owner`` is the user's lasting id as text (``str(user.pk)``). With a ``connection`` the key is made
+        in the transaction that the application has open there, and gone with it if that is rolled back.
+        Raises ValueError or TypeError for a field that will not do, and ConfigurationError for a connection
+        where the store joins no transactions.
         """
         issued = _issued(self.scheme, self.scheme.mint(), self.clock(), owner, fields)
-        await self._store.add(issued.key)
+        await self._store.add(issued.key, **joined(self._store, connection))
         return issued
 
     async def ensure(

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import ConfigurationError
 from ..keys import APIKey, is_storable
@@ -207,6 +207,18 @@ def check_function(name: str, function: object, *, asynchronous: bool) -> None:
 def _is_async(function: object) -> bool:
     called = function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
+def joined(store: KeyStore | AsyncKeyStore, connection: object | None) -> dict[str, Any]:
+    """Give what ``add`` is called with to join a transaction. Raises ConfigurationError if the store cannot.
+
+    A store that can has one more argument there: ``add(key, /, *, connection=None)``.
+    """
+    if connection is None:
+        return {}
+    if "connection" not in inspect.signature(store.add).parameters:
+        raise ConfigurationError(f"{type(store).__name__} joins no transaction: leave connection out")
+    return {"connection": connection}
 
 
 def check_page(after: str | None, limit: int) -> None:
