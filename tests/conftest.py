@@ -1,4 +1,4 @@
-"""What all tests share: Django's settings, which a process has only once."""
+"""What all tests share: database servers, and Django's settings, which a process has only once."""
 
 import atexit
 import shutil
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import django
 from django.conf import settings
+
+pytest_plugins = ["databases"]
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="apikey_auth-tests-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
