@@ -15,7 +15,7 @@ import databases
 import psycopg
 import pytest
 import sqlalchemy as sa
-from databases import Server
+from databases import Server, missing
 from redis import Redis, RedisCluster
 from serving import PATIENCE, ROOT
 
@@ -116,7 +116,8 @@ def test_the_nodes_of_the_cluster_share_all_slots(redis_cluster_url: str) -> Non
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
 def test_a_database_sorts_otherwise_than_python(request: pytest.FixtureRequest, kind: str) -> None:
-    assert sql_answers(request.getfixturevalue(f"{kind}_server").url, "SELECT 'a' < 'B'")
+    if not sql_answers(request.getfixturevalue(f"{kind}_server").url, "SELECT 'a' < 'B'"):
+        missing(kind, "apt-get install locales")
 
 
 def test_a_port_that_was_taken_meanwhile_is_replaced(
