@@ -1,0 +1,219 @@
+"""Connections: how each database is reached, how long anybody waits for it, what is tried again.
+
+There are two pools, one for single statements, each in a transaction of its own, and one for transactions
+that write. With an application's own engine both are views of that engine, whose pool and deadlines they
+share. Everything here blocks; SQLAlchemy's greenlets make it asyncio's for the drivers that are.
+"""
+
+import asyncio
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from random import uniform
+from time import monotonic
+from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
+
+from ...errors import ConfigurationError, StoreUnavailable
+from . import failures, schema
+from .engines import checked_engine, checked_url, engines_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Operation: TypeAlias = Callable[Concatenate[sa.Connection, P], T]
+Address: TypeAlias = "str | sa.URL | sa.Engine | AsyncEngine"
+
+
+class _Uncertain(Exception):
+    """A commit failed: whether anything was kept, nobody knows."""
+
+
+class Database:
+    """One store's connections. Raises ConfigurationError for what is no database that it can use."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        asynchronous: bool,
+        create: bool,
+        timeout: float,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._own = not isinstance(address, sa.Engine | AsyncEngine)
+        if isinstance(address, sa.Engine | AsyncEngine):
+            engine = checked_engine(address, asynchronous=asynchronous)
+            level = "AUTOCOMMIT" if engine.dialect.name == "sqlite" else "READ COMMITTED"
+            self._reading: sa.Engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+            self._writing: sa.Engine = engine.execution_options(isolation_level=level)
+        else:
+            url = checked_url(address, asynchronous=asynchronous)
+            self._reading, self._writing = engines_of(url, asynchronous=asynchronous, timeout=timeout)
+            _forget_after_fork(self._reading, self._writing)
+        self.timeout = timeout
+        self._sleep = sleep
+        self._create = create
+        self._dialect = self._reading.dialect.name
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server answers, which may never do so; a file always does, and must not be cut short."""
+        return self._dialect != "sqlite"
+
+    def enter_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let connections be used by the event loop that made them only.
+
+        Raises ConfigurationError while that loop is still there; else its connections are forgotten.
+        """
+        if loop is self._loop or not self.is_remote:
+            return
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise ConfigurationError("this store belongs to another event loop; make one for each loop")
+            self.dispose(close=False)
+        self._loop = loop
+
+    def read(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation of one statement, outside of any transaction."""
+        self._create_once()
+
+        def once() -> T:
+            with self._reading.connect() as connection:
+                return operation(connection, *args, **kwargs)
+
+        return self._repeated(once)
+
+    def write(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation in a transaction of its own, and keep all of it or nothing."""
+        self._create_once()
+
+        def once() -> T:
+            with self._transaction() as connection:
+                return operation(connection, *args, **kwargs)
+
+        return self._repeated(once)
+
+    def join(
+        self,
+        operation: Operation[P, T],
+        connection: sa.Connection | Session,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run an operation in a transaction of the application's."""
+        try:
+            joined = connection.connection() if isinstance(connection, Session) else connection
+            return operation(joined, *args, **kwargs)
+        except exc.SQLAlchemyError as error:
+            raise failures.unavailable(self._reading.url, error) from error
+
+    def create_schema(self) -> None:
+        self._repeated(lambda: self._alone(schema.create))
+        self._create = False
+
+    def upgrade_schema(self) -> None:
+        self._repeated(lambda: self._alone(schema.upgrade))
+        self._create = False
+
+    def dispose(self, *, close: bool = True) -> None:
+        """Close the connections that are not in use, or forget them; an application's own are its own."""
+        if self._own:
+            self._reading.dispose(close)
+            self._writing.dispose(close)
+
+    def _create_once(self) -> None:
+        if self._create:
+            self.create_schema()
+
+    def _repeated(self, once: Callable[[], T]) -> T:
+        """Try again what was undone, and what met a connection that had been lost while it was idle."""
+        deadline, lost = monotonic() + self.timeout, False
+        while True:
+            try:
+                return once()
+            except (_Uncertain, exc.SQLAlchemyError, OSError) as caught:
+                error = caught.__cause__ if isinstance(caught, _Uncertain) and caught.__cause__ else caught
+                stale = error is caught and failures.is_lost(error) and not lost
+                if not (stale or failures.is_undone(error)) or monotonic() > deadline:
+                    raise failures.unavailable(self._reading.url, error) from error
+                lost = lost or stale
+            self._sleep(uniform(0.001, 0.02))  # noqa: S311  # no secret
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        with self._writing.connect() as connection:
+            if self._dialect == "sqlite":
+                self._lock_file(connection)
+            try:
+                yield connection
+                try:
+                    connection.commit()
+                except exc.DBAPIError as error:
+                    raise _Uncertain from error
+            except BaseException:
+                if self._dialect == "sqlite":  # SQLAlchemy takes the connection for one without transactions
+                    with suppress(exc.DBAPIError):
+                        connection.exec_driver_sql("ROLLBACK")
+                raise
+
+    def _lock_file(self, connection: sa.Connection) -> None:
+        """Begin with the file's write lock, and wait for it in short, random steps.
+
+        SQLite's own waiting backs off to a tenth of a second, so that whoever has waited long loses to
+        whoever comes new, again and again.
+        """
+        usual = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")
+        deadline = monotonic() + self.timeout
+        try:
+            while True:
+                try:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                except exc.OperationalError as error:
+                    if "locked" not in str(error.orig) or monotonic() > deadline:
+                        raise
+                    self._sleep(uniform(0.001, 0.012))  # noqa: S311  # no secret
+                else:
+                    return
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={usual}")
+
+    def _alone(self, change: Callable[[sa.Connection], None]) -> None:
+        """Change the schema while nobody else does."""
+        with self._transaction() as connection:
+            if self._dialect == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            elif self._dialect in schema.MYSQL:
+                self._lock_by_name(connection)
+            try:
+                change(connection)
+            finally:
+                if self._dialect in schema.MYSQL:
+                    connection.execute(sa.select(sa.func.release_lock(_LOCK_NAME)))
+
+    def _lock_by_name(self, connection: sa.Connection) -> None:
+        locked = sa.select(sa.func.get_lock(_LOCK_NAME, self.timeout))
+        if connection.execute(locked).scalar() != 1:
+            raise StoreUnavailable("another process has been changing the schema for too long")
+
+
+_LOCK_NAME = "apikey_auth.schema"
+_LOCK = int.from_bytes(_LOCK_NAME.encode()[:8])
+
+
+def _forget_after_fork(*engines: sa.Engine) -> None:
+    """Let a child start with no connections: one that two processes share is broken for both."""
+
+    def forget(disposal: weakref.WeakMethod[Callable[..., None]]) -> None:
+        if (dispose := disposal()) is not None:
+            dispose(close=False)
+
+    for engine in engines:
+        os.register_at_fork(after_in_child=partial(forget, weakref.WeakMethod(engine.dispose)))

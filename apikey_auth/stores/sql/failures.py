@@ -1,0 +1,47 @@
+"""What the errors of the drivers mean, told by their codes and never by their words."""
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from ...errors import StoreUnavailable
+
+# SQLSTATE of PostgreSQL, numbers of MariaDB and MySQL, extended result codes of SQLite
+_DUPLICATE = {"23505", 1062, 1555, 2067}
+_UNDONE = {"40001", "40P01", 1213, 1020}  # serialization failure, deadlock, changed since the snapshot
+_NO_TABLE = {"42P01", "42703", 1146, 1054}
+
+
+def code_of(error: BaseException) -> str | int | None:
+    """Find the code that the database gave an error."""
+    original = getattr(error, "orig", None) or error
+    for name in ("sqlstate", "sqlite_errorcode"):
+        if (code := getattr(original, name, None)) is not None:
+            return code  # type: ignore[no-any-return]
+    first = original.args[0] if original.args else None
+    return first if isinstance(first, int) else None
+
+
+def is_duplicate(error: exc.IntegrityError) -> bool:
+    """Say whether it was a second record of one id, and not some other rule of the database."""
+    return code_of(error) in _DUPLICATE
+
+
+def is_undone(error: BaseException) -> bool:
+    """Say whether a transaction was rolled back for no fault of its own, and may be tried again."""
+    return code_of(error) in _UNDONE
+
+
+def is_lost(error: BaseException) -> bool:
+    """Say whether the connection is gone."""
+    return isinstance(error, exc.DBAPIError) and error.connection_invalidated
+
+
+def unavailable(url: sa.URL, error: BaseException) -> StoreUnavailable:
+    """Make of a driver's error what the protocol promises, for raising from it."""
+    if isinstance(error, exc.StatementError):
+        error.hide_parameters = True  # digests are among them, and a traceback shows the cause too
+    original = getattr(error, "orig", None) or error
+    missing = code_of(error) in _NO_TABLE or "no such table" in str(original)
+    hint = "; make the tables with create=True or create_schema()" if missing else ""
+    said = str(original) or type(original).__name__
+    return StoreUnavailable(f"the database {url.database} failed: {said}{hint}")
