@@ -1,7 +1,7 @@
 """The setting APIKEY_AUTH, read when it is first needed and again when a test changes it.
 
     APIKEY_AUTH = {
-        "STORE": SQLKeyStore("sqlite:///keys.db"),   # a store, or the dotted path of one or of its factory
+        "STORE": "redis://127.0.0.1:6379/0",         # a URL, a store, or the dotted path of one or its factory
         "PREFIX": "acme",                            # these three are KeyScheme's
         "PEPPERS": [],
         "FORMATS": [],
@@ -13,7 +13,9 @@
         "TRUSTED_PROXIES": [],
     }
 
-Only STORE must be there. A blocking store serves async views from threads.
+All of it may be left out. Without STORE the keys are in the project's own database, in the one to which
+its routers send the models of ``apikey_auth``; ``manage.py migrate`` makes the tables. A blocking store
+serves async views from threads.
 """
 
 import inspect
@@ -36,7 +38,7 @@ from ..keys import KeyScheme
 from ..manage import AsyncKeyManager, KeyManager
 from ..policy import Options, Policy
 from ..stores.bridges import InThread
-from ..stores.protocol import READING, check_store
+from ..stores.protocol import READING, AsyncKeyReader, KeyReader, check_store
 
 if TYPE_CHECKING:  # a model, which cannot be imported while applications are loaded
     from django.contrib.auth.models import AbstractBaseUser
@@ -56,31 +58,30 @@ class Setup:
     """What the setting comes to. Raises ConfigurationError for one that will not do."""
 
     def __init__(self, setting: object) -> None:
-        if not isinstance(setting, Mapping) or not setting.get("STORE"):
-            raise ConfigurationError('the setting APIKEY_AUTH must be a dict with a "STORE"')
+        if not isinstance(setting, Mapping):
+            raise ConfigurationError("the setting APIKEY_AUTH must be a dict")
         known = ("STORE", *_SCHEME, *_POLICY)
         if unknown := [str(name) for name in setting if name not in known]:
             raise ConfigurationError(f"APIKEY_AUTH has no {', '.join(unknown)}; it has {', '.join(known)}")
         self.policy = Policy(**_chosen(setting, _POLICY))
         self._scheme = KeyScheme(**_chosen(setting, _SCHEME))
-        self._store = _store(setting["STORE"])
-        self.is_async = inspect.iscoroutinefunction(getattr(self._store, "get", None))
-        check_store(self._store, READING, asynchronous=self.is_async)
+        self._store, self._async_store = _stores(setting)
+        self.is_async = self._store is None
 
     @cached_property
     def authenticator(self) -> "Authenticator[AbstractBaseUser]":
-        return Authenticator(self._store, self._scheme, load_user=_load_user)
+        store: Any = self._async_store if self._store is None else self._store  # it says if it is async
+        return Authenticator(store, self._scheme, load_user=_load_user)
 
     @cached_property
     def async_authenticator(self) -> "AsyncAuthenticator[AbstractBaseUser]":
-        store = self._store if self.is_async else InThread(self._store)
-        return AsyncAuthenticator(store, self._scheme, load_user=_aload_user)
+        return AsyncAuthenticator(self._async_store, self._scheme, load_user=_aload_user)
 
 
 @lru_cache(maxsize=1)
 def setup() -> Setup:
     """Read the setting. Raises ConfigurationError."""
-    return Setup(getattr(settings, "APIKEY_AUTH", None))
+    return Setup(getattr(settings, "APIKEY_AUTH", {}))
 
 
 def get_key_manager() -> KeyManager:
@@ -97,17 +98,31 @@ def _chosen(setting: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any
     return {name.lower(): setting[name] for name in names if name in setting}
 
 
-def _store(value: Any) -> Any:
-    if isinstance(value, str):
-        if ":" in value:
-            raise ConfigurationError(
-                f"APIKEY_AUTH['STORE'] is a store or its dotted path: SQLKeyStore({value!r})"
-            )
-        try:
-            value = import_string(value)
-        except ImportError as error:
-            raise ConfigurationError(f"APIKEY_AUTH['STORE']: {error}") from error
-    return value() if callable(value) else value
+def _stores(setting: Mapping[str, Any]) -> tuple[KeyReader | None, AsyncKeyReader]:
+    """Give the store in both colours, None where an async one cannot serve blocking code."""
+    from .store import AsyncDjangoKeyStore, DjangoKeyStore  # models, which are there after the settings
+
+    store = setting["STORE"] if "STORE" in setting else DjangoKeyStore
+    if store is None:
+        raise ConfigurationError("APIKEY_AUTH['STORE'] is None; leave it out to keep keys in the database")
+    store = _named(store) if isinstance(store, str) else store
+    store = store() if callable(store) else store
+    asynchronous = inspect.iscoroutinefunction(getattr(store, "get", None))
+    check_store(store, READING, asynchronous=asynchronous)
+    if asynchronous:
+        return None, store
+    return store, AsyncDjangoKeyStore(store.using) if isinstance(store, DjangoKeyStore) else InThread(store)
+
+
+def _named(name: str) -> Any:
+    if "://" in name:
+        from ..stores.opening import open_store  # which loads the driver that the URL names
+
+        return open_store(name)
+    try:
+        return import_string(name)
+    except ImportError as error:
+        raise ConfigurationError(f"APIKEY_AUTH['STORE'] is a URL or a dotted path: {error}") from error
 
 
 def _exactly(owner: str, user: "AbstractBaseUser") -> "AbstractBaseUser | None":
