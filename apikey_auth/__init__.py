@@ -26,7 +26,8 @@ from .errors import (
     RevokedKey,
     StoreUnavailable,
 )
-from .keys import APIKey, IssuedKey, KeyScheme, opaque_tokens
+from .formats import opaque_tokens
+from .keys import APIKey, IssuedKey, KeyScheme
 from .manage import AsyncKeyManager, KeyManager
 from .stores.bridges import Inline, InThread
 from .stores.memory import MemoryKeyStore

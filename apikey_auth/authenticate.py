@@ -10,12 +10,20 @@ from datetime import datetime
 from functools import cached_property
 from typing import Generic, NoReturn, cast, overload
 
-from .decisions import Identity, Owner, U_co, check_request, identify, judge
+from .decisions import Identity, Owner, U_co, check_request, identify, judge, redigested
 from .errors import AuthenticationError, ConfigurationError, MissingKey, Refusal, StoreUnavailable
-from .keys import APIKey, KeyScheme
+from .keys import APIKey, KeyScheme, KeyText
 from .manage import AsyncKeyManager, KeyManager, checked_scheme, utc_now
 from .policy import Visit
-from .stores.protocol import READING, AsyncKeyReader, KeyReader, check_function, check_store
+from .stores.protocol import (
+    READING,
+    AsyncKeyReader,
+    AsyncKeyStore,
+    KeyReader,
+    KeyStore,
+    check_function,
+    check_store,
+)
 
 logger = logging.getLogger("apikey_auth")
 
@@ -36,6 +44,14 @@ def _give_up(what: str, error: Exception) -> NoReturn:
     if isinstance(error, StoreUnavailable):
         raise error
     raise StoreUnavailable(f"{what} failed: {type(error).__name__}") from error
+
+
+def _can_swap(store: object, *, asynchronous: bool) -> bool:
+    try:
+        check_store(store, ("swap",), asynchronous=asynchronous)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def check_authenticator(auth: object, wanted: type) -> None:
@@ -84,6 +100,7 @@ class Authenticator(Generic[U_co]):
         check_store(store, READING, asynchronous=False)
         check_function("load_user", load_user, asynchronous=False)
         self.store = store
+        self._can_swap = _can_swap(store, asynchronous=False)
         self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], U_co | None]", load_user)
         self._clock = clock
@@ -127,7 +144,19 @@ class Authenticator(Generic[U_co]):
             raise
         except Exception as error:
             _give_up("the key store", error)
-        return judge(key, presented, self.scheme, self._clock())
+        return self._redigest(judge(key, presented, self.scheme, self._clock()), presented)
+
+    def _redigest(self, key: APIKey, presented: KeyText) -> APIKey:
+        """Bring a good key's digest up to date where that can be done; the key is as good without it."""
+        new = redigested(key, presented, self.scheme) if self._can_swap else None
+        if new is None:
+            return key
+        store = cast("KeyStore", self.store)
+        try:
+            return new if store.swap(key, new) else key
+        except Exception as error:
+            logger.debug("the key %s was not digested anew: %s", key.id, type(error).__name__)
+            return key
 
     def _user(self, owner: str) -> U_co | None:
         try:
@@ -178,6 +207,7 @@ class AsyncAuthenticator(Generic[U_co]):
         check_store(store, READING, asynchronous=True)
         check_function("load_user", load_user, asynchronous=True)
         self.store = store
+        self._can_swap = _can_swap(store, asynchronous=True)
         self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], Awaitable[U_co | None]]", load_user)
         self._clock = clock
@@ -221,7 +251,19 @@ class AsyncAuthenticator(Generic[U_co]):
             raise
         except Exception as error:
             _give_up("the key store", error)
-        return judge(key, presented, self.scheme, self._clock())
+        return await self._redigest(judge(key, presented, self.scheme, self._clock()), presented)
+
+    async def _redigest(self, key: APIKey, presented: KeyText) -> APIKey:
+        """Bring a good key's digest up to date where that can be done; the key is as good without it."""
+        new = redigested(key, presented, self.scheme) if self._can_swap else None
+        if new is None:
+            return key
+        store = cast("AsyncKeyStore", self.store)
+        try:
+            return new if await store.swap(key, new) else key
+        except Exception as error:
+            logger.debug("the key %s was not digested anew: %s", key.id, type(error).__name__)
+            return key
 
     async def _user(self, owner: str) -> U_co | None:
         try:

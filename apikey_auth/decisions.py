@@ -210,6 +210,14 @@ def revoked(key: APIKey, now: datetime, reason: str | None) -> APIKey | None:
     return changed(key, revoked_at=now, revoked_reason=reason)
 
 
+def redigested(key: APIKey, presented: KeyText, scheme: KeyScheme) -> APIKey | None:
+    """Put the digest of a key that was just judged good under the newest pepper; None if it is there."""
+    if not scheme.is_outdated(key.digest):
+        return None
+    digest = scheme.digest(presented.text)
+    return changed(key, digest=digest, last4=key.last4 or presented.last4)
+
+
 def rotated(
     key: APIKey,
     minted: KeyText,

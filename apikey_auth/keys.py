@@ -6,12 +6,11 @@ before any store is asked. It is public and proves nothing.
 """
 
 import hashlib
-import hmac
 import json
 import re
 import secrets
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -19,11 +18,10 @@ from typing import Any, TypeAlias
 
 from . import hashing
 from .errors import ConfigurationError, InvalidKey
+from .formats import Format, OpaqueTokens
+from .formats import opaque_tokens as opaque_tokens
 
 JSON: TypeAlias = "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON] | None"
-
-Format: TypeAlias = Callable[[str], "tuple[str, str] | None"]
-"""Keys of another system: a text to (id, text to digest), or None for a text of somebody else's."""
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ID_LENGTH, SECRET_LENGTH, CHECK_LENGTH = 12, 32, 6  # 32 characters of base62 are 190 bits
@@ -130,7 +128,7 @@ class KeyScheme:
     keys under the others stay good. ``formats`` read keys of an older system, in order; a text that
     starts with ``<prefix>_`` is never given to them.
 
-    Raises ConfigurationError for a prefix or a pepper that will not do.
+    Raises ConfigurationError for a prefix, a pepper or a format that will not do.
     """
 
     prefix: str = "apikey"
@@ -147,11 +145,7 @@ class KeyScheme:
             )
         if isinstance(self.peppers, str | bytes):
             raise ConfigurationError("peppers is a list of secrets, oldest to newest")
-        if self.peppers and any(isinstance(read, OpaqueTokens) and not read.keyed for read in self.formats):
-            raise ConfigurationError(
-                "with peppers, opaque_tokens(lookup_secret) takes a secret too, the oldest pepper for one: "
-                "without it the ids would give away what the peppers protect"
-            )
+        _check_formats(self)
         pattern = rf"{self.prefix}_([0-9A-Za-z]{{{ID_LENGTH}}})_([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{CHECK_LENGTH}}})"
         _assign(self, "peppers", tuple(self.peppers))
         _assign(self, "formats", tuple(self.formats))
@@ -191,6 +185,10 @@ class KeyScheme:
         """Digest a text under the newest pepper."""
         return hashing.digest(text, self._peppers[-1] if self._peppers else None)
 
+    def is_outdated(self, digest: str) -> bool:
+        """Say whether new keys are digested in another way: under a newer pepper, or not as another system's."""
+        return digest.rpartition("$")[0] != self._stand_in.rpartition("$")[0]
+
     def matches(self, digest: str | None, text: str) -> bool:
         """Say, in constant time, whether a stored digest is this text's.
 
@@ -199,25 +197,20 @@ class KeyScheme:
         return hashing.matches(self._stand_in if digest is None else digest, text, self._peppers)
 
 
-class OpaqueTokens:
-    """The format of tokens without structure: any text of printable ASCII is one. See ``opaque_tokens``."""
-
-    def __init__(self, lookup_secret: str | bytes | None = None) -> None:
-        self.keyed = lookup_secret is not None
-        self._key = b"" if lookup_secret is None else hashing.derive(lookup_secret, "lookup")
-
-    def __call__(self, text: str) -> tuple[str, str]:
-        return hmac.digest(self._key, text.encode("ascii"), "sha256")[:16].hex(), text
-
-
-def opaque_tokens(lookup_secret: str | bytes | None = None) -> Format:
-    """Make the format of tokens without structure.
-
-    A token's id is a hash of it, so that the token itself is never an id, under ``lookup_secret`` where
-    one is given. Give one where tokens may be guessed (``abcd``), and keep it: the ids depend on it. A
-    scheme with peppers asks for one: its oldest pepper will do.
-    """
-    return OpaqueTokens(lookup_secret)
+def _check_formats(scheme: KeyScheme) -> None:
+    """Raise ConfigurationError for formats whose keys could never be used, or would give a secret away."""
+    for read in scheme.formats:
+        if isinstance(read, OpaqueTokens) and scheme.peppers and not read.keyed:
+            raise ConfigurationError(
+                "with peppers, opaque_tokens(lookup_secret) takes a secret too, the oldest pepper for one: "
+                "without it the ids would give away what the peppers protect"
+            )
+        if getattr(read, "start", "").startswith(f"{scheme.prefix}_"):
+            raise ConfigurationError(
+                f"texts that start with '{scheme.prefix}_' are never given to a format: take another prefix"
+            )
+    if any(isinstance(read, OpaqueTokens) for read in scheme.formats[:-1]):
+        raise ConfigurationError("opaque tokens are any text: their format must be the last one")
 
 
 def named_id(prefix: str, owner: str, name: str) -> str:

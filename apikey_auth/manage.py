@@ -4,13 +4,15 @@ A change is decided on the record as it was read and written only if it still is
 it is read and decided again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final, TypeAlias, TypedDict, Unpack
 
 from . import decisions
 from .errors import ConfigurationError, Conflict, DuplicateKey, KeyNotFound
+from .formats import Source
+from .imports import Import, ImportReport, OwnerOf, Row
 from .keys import JSON, APIKey, IssuedKey, KeyScheme, KeyText, check_text, in_utc, named_id
 from .stores.protocol import (
     MANAGING,
@@ -171,6 +173,38 @@ class KeyManager:
                 _check_configured(self.scheme, issued, self.get(issued.key.id))
             return None
         return issued
+
+    def import_keys(
+        self,
+        rows: Iterable[Row],
+        source: Source,
+        *,
+        owner: OwnerOf | None = None,
+        timezone: tzinfo = UTC,
+    ) -> ImportReport:
+        """Take over the keys of another system, which go on working as they are; see ``formats``.
+
+        ``rows`` are mappings, as they come from SQLAlchemy's ``.mappings()``, Django's ``.values()`` or
+        ``csv.DictReader``, and ``source`` is the format of theirs that the scheme has too. ``owner`` is a column
+        or a function of a row, where it is not the source's own column. Times without zone are in ``timezone``.
+
+        An import that broke off is run again: what is there already is counted and stays as it is, but for
+        a row that says it is revoked. A row that makes no key is in the report. Raises ConfigurationError
+        for a source that the scheme does not have, TypeError for no owner.
+        """
+        importing = Import(self.scheme, source, owner, timezone)
+        for row in rows:
+            key = importing.record(row, self.clock())
+            if key is None:
+                continue
+            try:
+                self._store.add(key)
+                importing.added += 1
+            except DuplicateKey:
+                there = importing.is_there(key, self._store.get(key.id))
+                if there and key.revoked_at is not None:
+                    self._revoke(key.id, key.revoked_reason)
+        return importing.report()
 
     def get(self, key_id: str) -> APIKey:
         """Read one record. Raises KeyNotFound."""
@@ -361,6 +395,38 @@ class AsyncKeyManager:
                 _check_configured(self.scheme, issued, await self.get(issued.key.id))
             return None
         return issued
+
+    async def import_keys(
+        self,
+        rows: Iterable[Row],
+        source: Source,
+        *,
+        owner: OwnerOf | None = None,
+        timezone: tzinfo = UTC,
+    ) -> ImportReport:
+        """Take over the keys of another system, which go on working as they are; see ``formats``.
+
+        ``rows`` are mappings, as they come from SQLAlchemy's ``.mappings()``, Django's ``.values()`` or
+        ``csv.DictReader``, and ``source`` is the format of theirs that the scheme has too. ``owner`` is a column
+        or a function of a row, where it is not the source's own column. Times without zone are in ``timezone``.
+
+        An import that broke off is run again: what is there already is counted and stays as it is, but for
+        a row that says it is revoked. A row that makes no key is in the report. Raises ConfigurationError
+        for a source that the scheme does not have, TypeError for no owner.
+        """
+        importing = Import(self.scheme, source, owner, timezone)
+        for row in rows:
+            key = importing.record(row, self.clock())
+            if key is None:
+                continue
+            try:
+                await self._store.add(key)
+                importing.added += 1
+            except DuplicateKey:
+                there = importing.is_there(key, await self._store.get(key.id))
+                if there and key.revoked_at is not None:
+                    await self._revoke(key.id, key.revoked_reason)
+        return importing.report()
 
     async def get(self, key_id: str) -> APIKey:
         """Read one record. Raises KeyNotFound."""
