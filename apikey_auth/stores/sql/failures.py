@@ -14,11 +14,9 @@ _NO_TABLE = {"42P01", "42703", 1146, 1054}
 def code_of(error: BaseException) -> str | int | None:
     """Find the code that the database gave an error."""
     original = getattr(error, "orig", None) or error
-    for name in ("sqlstate", "sqlite_errorcode"):
-        if (code := getattr(original, name, None)) is not None:
-            return code  # type: ignore[no-any-return]
-    first = original.args[0] if original.args else None
-    return first if isinstance(first, int) else None
+    if original.args and isinstance(original.args[0], int):
+        return original.args[0]  # MySQL's drivers, whose SQLSTATE says less
+    return getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorcode", None)
 
 
 def is_duplicate(error: exc.IntegrityError) -> bool:
