@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import sqlalchemy as sa
 
 PATIENCE = 60  # seconds for a server to start or to stop; a busy machine needs some
 TRIES = 10  # of ports, where somebody else takes the one that was free
@@ -232,8 +233,7 @@ class PostgreSQL:
             "max_connections": "200",
             "shared_buffers": "32MB",
             "timezone": f"<+0545>-{TIME_ZONE}",  # POSIX counts to the west
-            "fsync": "off",
-            "synchronous_commit": "off",
+            "fsync": "off",  # what was committed outlives a crash of the server, not of the machine
             "full_page_writes": "off",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
@@ -311,6 +311,32 @@ def _url(request: pytest.FixtureRequest, variable: str, fixture: str) -> str:
     return os.environ.get(variable) or str(request.getfixturevalue(fixture).url)
 
 
+@pytest.fixture
+def postgresql_database(postgresql_url: str) -> Iterator[str]:
+    """The URL of an empty database, which nobody may be connected to when the test is over."""
+    with _database(postgresql_url, "postgresql+psycopg") as url:
+        yield url
+
+
+@contextmanager
+def _database(server: str, driver: str) -> Iterator[str]:
+    name = f"apikey_auth_{random.randrange(2**64):016x}"
+    engine = sa.create_engine(sa.make_url(server).set(drivername=driver), isolation_level="AUTOCOMMIT")
+    with closing_engine(engine), engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+        connection.exec_driver_sql(f"DROP DATABASE {name}")
+
+
+@contextmanager
+def closing_engine(engine: sa.Engine) -> Iterator[sa.Engine]:
+    """Close an engine's connections at the end of the block."""
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 # MariaDB
 
 
@@ -332,7 +358,7 @@ def _mariadb() -> Iterator[Server]:
             "--max-connections=200",
             "--innodb-log-file-size=8M",
             "--innodb-buffer-pool-size=32M",
-            "--innodb-flush-log-at-trx-commit=0",
+            "--innodb-flush-log-at-trx-commit=2",  # as PostgreSQL without fsync
         ],
         "mysql://root@127.0.0.1:{port}/test",
         "ready for connections",
@@ -358,6 +384,13 @@ def own_mariadb() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def mariadb_url(request: pytest.FixtureRequest) -> str:
     return _url(request, "APIKEY_AUTH_TEST_MARIADB_URL", "mariadb_server")
+
+
+@pytest.fixture
+def mariadb_database(mariadb_url: str) -> Iterator[str]:
+    """The URL of an empty database."""
+    with _database(mariadb_url, "mysql+pymysql") as url:
+        yield url
 
 
 # Redis, or Valkey, which is the same for us

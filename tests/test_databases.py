@@ -15,7 +15,7 @@ import databases
 import psycopg
 import pytest
 import sqlalchemy as sa
-from databases import Server, missing
+from databases import Server, closing_engine, missing
 from redis import Redis, RedisCluster
 from serving import PATIENCE, ROOT
 
@@ -23,14 +23,9 @@ Ask: TypeAlias = Callable[[str], object]  # a URL to something that only the kin
 
 
 def sql_answers(url: str, query: str = "SELECT CONCAT('k', 1)") -> object:
-    engine = sa.create_engine(
-        url.replace("postgresql:", "postgresql+psycopg:").replace("mysql:", "mysql+pymysql:")
-    )
-    try:
-        with engine.connect() as connection:
-            return connection.scalar(sa.text(query))
-    finally:
-        engine.dispose()
+    driver = url.replace("postgresql:", "postgresql+psycopg:").replace("mysql:", "mysql+pymysql:")
+    with closing_engine(sa.create_engine(driver)) as engine, engine.connect() as connection:
+        return connection.scalar(sa.text(query))
 
 
 def redis_answers(url: str) -> object:
@@ -118,6 +113,13 @@ def test_the_nodes_of_the_cluster_share_all_slots(redis_cluster_url: str) -> Non
 def test_a_database_sorts_otherwise_than_python(request: pytest.FixtureRequest, kind: str) -> None:
     if not sql_answers(request.getfixturevalue(f"{kind}_server").url, "SELECT 'a' < 'B'"):
         missing(kind, "apt-get install locales")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("postgresql", "current_database()"), ("mariadb", "database()")])
+def test_each_test_has_a_database_of_its_own(request: pytest.FixtureRequest, kind: str, name: str) -> None:
+    url = request.getfixturevalue(f"{kind}_database")
+    assert url != request.getfixturevalue(f"{kind}_url")
+    assert str(sql_answers(url, f"SELECT {name}")).startswith("apikey_auth_")
 
 
 def test_a_port_that_was_taken_meanwhile_is_replaced(
