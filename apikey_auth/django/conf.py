@@ -102,7 +102,7 @@ def _stores(setting: Mapping[str, Any]) -> tuple[KeyReader | None, AsyncKeyReade
     """Give the store in both colours, None where an async one cannot serve blocking code."""
     from .store import AsyncDjangoKeyStore, DjangoKeyStore  # models, which are there after the settings
 
-    store = setting["STORE"] if "STORE" in setting else DjangoKeyStore
+    store: Any = setting.get("STORE", DjangoKeyStore)
     if store is None:
         raise ConfigurationError("APIKEY_AUTH['STORE'] is None; leave it out to keep keys in the database")
     store = _named(store) if isinstance(store, str) else store

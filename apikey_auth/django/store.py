@@ -210,10 +210,12 @@ def _key(row: tuple[Any, ...]) -> APIKey:
 
 
 def _code(error: Error) -> object:
-    """Tell the SQLSTATE of PostgreSQL, the number of MySQL, the text of SQLite."""
+    """Tell the number of MySQL, the SQLSTATE of PostgreSQL, the text of SQLite."""
+    said = error.args[0] if error.args else None
+    if isinstance(said, int):
+        return said
     cause = error.__cause__
-    found = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    return found or (error.args[0] if error.args else None)
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or said
 
 
 def _is_duplicate(error: IntegrityError) -> bool:
