@@ -31,6 +31,7 @@ from .keys import APIKey, IssuedKey, KeyScheme
 from .manage import AsyncKeyManager, KeyManager
 from .stores.bridges import Inline, InThread
 from .stores.memory import MemoryKeyStore
+from .stores.opening import open_async_store, open_store
 from .stores.protocol import (
     AsyncKeyReader,
     AsyncKeyStore,
@@ -85,4 +86,6 @@ __all__ = [
     "RevokedKey",
     "StoreUnavailable",
     "opaque_tokens",
+    "open_async_store",
+    "open_store",
 ]

@@ -51,7 +51,7 @@ CORE = {
         *("management.handler", "management.rest", "management.rights", "management.sensenet"),
     },
 }
-STORES = {"errors", "keys", "hashing", "decisions", "stores.protocol"}
+STORES = {"errors", "keys", "hashing", "decisions", "stores.protocol", "stores.bridges"}
 ADAPTERS = {
     # adapter: the frameworks that it may import
     "wsgi": set(),
@@ -73,6 +73,7 @@ BENEATH = {
 DRIVERS = {
     "stores.memory": set(),
     "stores.bridges": set(),
+    "stores.opening": set(),
     "stores.sql": set(),
     "stores.sql.schema": {"sqlalchemy"},
     "stores.sql.failures": {"sqlalchemy"},
@@ -84,10 +85,20 @@ DRIVERS = {
     "stores.redis": {"redis"},
 }
 DEPENDENCIES = {"itsdangerous"}
+KIT = {"pytest", "hypothesis"}  # what the kit for tests may import, beside the core and the reference store
+ADAPTERS_STORES = {
+    # the settings name a store, and Django's own is one
+    "django.conf": {"stores.bridges", "stores.opening", "stores.protocol"},
+    "django.store": {"stores.protocol"},
+}
 
 
 def adapter_of(module):
     return module.partition(".")[0] if module.partition(".")[0] in ADAPTERS else None
+
+
+def in_kit(module):
+    return module.partition(".")[0] == "testing"
 
 
 def imports(module):
@@ -121,7 +132,9 @@ def foreign(module):
 
 def test_every_module_has_its_place_in_the_tree():
     placed = {*CORE, *DRIVERS, "__init__"}
-    assert {module for module in MODULES if module not in placed and not adapter_of(module)} == set()
+    assert {
+        module for module in MODULES if module not in placed and not adapter_of(module) and not in_kit(module)
+    } == set()
 
 
 def test_the_table_itself_runs_one_way():
@@ -148,11 +161,21 @@ def test_a_store_knows_records_and_errors_and_its_own_driver_and_nothing_of_http
     assert foreign(module) <= DRIVERS[module]
 
 
+@pytest.mark.parametrize("module", sorted(filter(in_kit, MODULES)))
+def test_the_kit_knows_the_core_and_the_reference_store_and_nothing_else(module):
+    assert set(filter(lambda each: not in_kit(each), own(module))) <= {
+        *CORE,
+        "stores.memory",
+        "stores.bridges",
+    }
+    assert foreign(module) <= KIT
+
+
 @pytest.mark.parametrize("module", sorted(filter(adapter_of, MODULES)))
 def test_an_adapter_imports_its_own_framework_and_no_store(module):
     adapter = adapter_of(module)
     stores = {each for each in own(module) if each.partition(".")[0] == "stores"}
-    assert stores <= ({"stores.bridges", "stores.protocol"} if module == "django.conf" else set())
+    assert stores <= ADAPTERS_STORES.get(module, set())
     assert foreign(module) <= ADAPTERS[adapter]
     assert "__init__" not in own(module)
 
@@ -164,7 +187,7 @@ def test_adapters_build_on_the_two_neutral_ones_alone(module):
 
 
 def test_the_public_names_come_from_the_core_and_from_stores_without_a_driver():
-    assert own("__init__") <= {*CORE, "stores.memory", "stores.bridges"}
+    assert own("__init__") <= {*CORE, "stores.memory", "stores.bridges", "stores.opening"}
     assert foreign("__init__") == set()
 
 
@@ -234,6 +257,8 @@ PUBLIC = [
     "RevokedKey",
     "StoreUnavailable",
     "opaque_tokens",
+    "open_async_store",
+    "open_store",
 ]
 
 
@@ -323,6 +348,8 @@ TWINS = [
     ("authenticate", "Authenticator"),
     ("manage", "KeyManager"),
     ("stores.sql.store", "SQLKeyStore"),
+    ("stores.sql.psycopg", "Connection"),
+    ("django.store", "DjangoKeyStore"),
     ("stores.redis", "RedisKeyStore"),
 ]
 

@@ -194,6 +194,7 @@ class Database:
                 self._lock_by_name(connection)
             try:
                 change(connection)
+                connection.commit()  # before the lock goes to the next, who shall see it
             finally:
                 if self._dialect in schema.MYSQL:
                     connection.execute(sa.select(sa.func.release_lock(_LOCK_NAME)))

@@ -4,13 +4,15 @@ from collections.abc import Awaitable, Callable, Generator
 from time import monotonic
 from typing import Any, TypeVar
 
-import psycopg
+from psycopg import AsyncConnection as AsyncBaseConnection
+from psycopg import Connection as BaseConnection
+from psycopg import OperationalError
 
 T = TypeVar("T")
 Steps = Generator[Any, Any, T]
 
 
-class Late(psycopg.OperationalError):
+class Late(OperationalError):
     """The server did not answer in time."""
 
 
@@ -29,7 +31,7 @@ def _within(seconds: float, steps: "Steps[T]") -> "Steps[T]":
         return answer
 
 
-class Connection(psycopg.Connection[Any]):
+class Connection(BaseConnection[Any]):
     seconds = 5.0
 
     def wait(self, gen: "Steps[T]", *args: Any, **kwargs: Any) -> T:
@@ -40,7 +42,7 @@ class Connection(psycopg.Connection[Any]):
             raise
 
 
-class AsyncConnection(psycopg.AsyncConnection[Any]):
+class AsyncConnection(AsyncBaseConnection[Any]):
     seconds = 5.0
 
     async def wait(self, gen: "Steps[T]", *args: Any, **kwargs: Any) -> T:
@@ -51,7 +53,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             raise
 
 
-def connector(seconds: float) -> Callable[..., psycopg.Connection[Any]]:
+def connector(seconds: float) -> Callable[..., Connection]:
     """Give the function that connects, and whose connections wait so long for an answer."""
 
     def connect(*args: Any, **kwargs: Any) -> Connection:
@@ -62,7 +64,7 @@ def connector(seconds: float) -> Callable[..., psycopg.Connection[Any]]:
     return connect
 
 
-def async_connector(seconds: float) -> Callable[..., Awaitable[psycopg.AsyncConnection[Any]]]:
+def async_connector(seconds: float) -> Callable[..., Awaitable[AsyncConnection]]:
     """Give the function that connects, and whose connections wait so long for an answer."""
 
     async def connect(*args: Any, **kwargs: Any) -> AsyncConnection:
