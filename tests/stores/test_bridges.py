@@ -27,8 +27,9 @@ from apikey_auth import (
 )
 from apikey_auth.stores.protocol import AsyncKeyStore
 from apikey_auth.stores.sql import AsyncSQLKeyStore, SQLKeyStore
+from apikey_auth.testing.records import NOW, record
 
-from .contract import NOW, record, revision_of
+from .awaited import revision_of
 
 colour = ContextVar("colour", default="none")
 

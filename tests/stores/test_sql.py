@@ -23,8 +23,9 @@ from apikey_auth import ConfigurationError, DuplicateKey, Inline, StoreUnavailab
 from apikey_auth.decisions import changed
 from apikey_auth.stores.protocol import AsyncKeyStore, Changes, Revision
 from apikey_auth.stores.sql import AsyncSQLKeyStore, SQLKeyStore
+from apikey_auth.testing.records import DAY, NOW, record
 
-from .contract import DAY, NOW, add_all, everything, record, revision_of
+from .awaited import add_all, everything, revision_of
 
 Open = Callable[..., AsyncKeyStore]
 SECRET = "the digest nobody may read"
@@ -203,8 +204,15 @@ def test_eight_processes_may_create_the_schema_at_once(url: str) -> None:
         ("sqlite:///file:keys?mode=memory&cache=shared&uri=true", "in-memory"),
         ("sqlite:///file::memory:?uri=true", "in-memory"),
         ("sqlite:///file::memory:?cache=shared&uri=true", "in-memory"),
-        ("postgresql://user:hunter2@localhost/keys", "SQLite"),
-        ("mysql+pymysql://user:hunter2@localhost/keys", "SQLite"),
+        ("oracle://user:hunter2@localhost/keys", "SQLite, PostgreSQL, MariaDB and MySQL"),
+        (
+            "mysql+aiomysql://user:hunter2@localhost/keys",
+            r"mysql\+(pymysql|asyncmy) does.*Engine of your own",
+        ),
+        (
+            "postgresql+pg8000://user:hunter2@localhost/keys",
+            r"postgresql\+psycopg.* does.*Engine of your own",
+        ),
         ("keys.db", "no database URL"),
         ("", "no database URL"),
         ("://", "no database URL"),

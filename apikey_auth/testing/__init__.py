@@ -1,0 +1,34 @@
+"""What proves a store, and what applications need for their own tests. Needs ``apikey_auth[testing]``.
+
+The whole test file of a store::
+
+    import pytest
+    from apikey_auth.testing import KeyStoreContract
+    from my_store import MyStore
+
+    class TestMyStore(KeyStoreContract):
+        @pytest.fixture
+        def store(self, tmp_path):
+            return MyStore(tmp_path / "keys")
+
+The store may be of either colour, and no plugin of pytest is needed. ``KeyReaderContract`` is for a store
+that has ``get`` alone.
+"""
+
+try:
+    import hypothesis as _  # noqa: F401
+    import pytest
+except ImportError as error:  # pragma: no cover
+    raise ImportError(
+        "apikey_auth.testing needs pytest and hypothesis: pip install 'apikey_auth[testing]'"
+    ) from error
+
+# Before they are imported: an assertion that fails shall show its values, as those of a test file do.
+pytest.register_assert_rewrite(
+    *(f"{__name__}.{module}" for module in ("contract", "model", "races", "reader", "sentences"))
+)
+
+from .contract import KeyStoreContract  # noqa: E402
+from .reader import KeyReaderContract  # noqa: E402
+
+__all__ = ["KeyReaderContract", "KeyStoreContract"]
