@@ -1,17 +1,19 @@
 """Digests: their form, the peppers, and a comparison that tells nothing by its time."""
 
+import base64
 import hashlib
 import hmac
 from datetime import UTC, datetime
 
 import pytest
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apikey_auth import hashing
 from apikey_auth.decisions import judge
 from apikey_auth.errors import ConfigurationError, InvalidKey
-from apikey_auth.hashing import Pepper
+from apikey_auth.hashing import MAX_ITERATIONS, Pepper
 from apikey_auth.keys import APIKey, KeyScheme
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -229,3 +231,106 @@ def test_an_unknown_id_is_digested_as_the_schemes_own_keys_are(monkeypatch, pepp
     assert not scheme.matches(None, presented.text)
     assert not scheme.matches(original("other", used[0]), presented.text)
     assert used == [Pepper.of(OLD) if peppers else None] * 2
+
+
+# Digests of other systems
+
+HEX = "00ff" * 16
+
+
+def django_pbkdf2(text, iterations, salt="Lm84MqwaQeJSBiJ6WvbVn8"):
+    """As Django's PBKDF2PasswordHasher writes it."""
+    raw = hashlib.pbkdf2_hmac("sha256", text.encode(), salt.encode(), iterations)
+    return f"pbkdf2_sha256${iterations}${salt}${base64.b64encode(raw).decode()}"
+
+
+FOREIGN = {
+    "sha512": f"sha512$${hashlib.sha512(HEX.encode()).hexdigest()}",
+    "sha512-unhex": f"sha512-unhex$${hashlib.sha512(bytes.fromhex(HEX)).hexdigest()}",
+    "pbkdf2_sha256": django_pbkdf2(HEX, 1000),
+}
+
+
+def test_djangos_own_digest_is_verified():
+    stored = PBKDF2PasswordHasher().encode(TEXT, "salt", 500)
+    assert stored == django_pbkdf2(TEXT, 500, "salt")
+    assert hashing.matches(stored, TEXT)
+
+
+@pytest.mark.parametrize("peppers", [(), (OLD,)])
+@pytest.mark.parametrize("stored", FOREIGN.values(), ids=FOREIGN)
+def test_a_digest_of_another_system_matches_its_own_text_alone(stored, peppers):
+    scheme = KeyScheme(peppers=peppers)
+    assert scheme.matches(stored, HEX)
+    for other in (HEX.upper(), HEX + "0", HEX + "00", HEX[:-2], HEX + " ", HEX + "\n", "", TEXT):
+        assert not scheme.matches(stored, other)
+
+
+@pytest.mark.parametrize("stored", FOREIGN.values(), ids=FOREIGN)
+def test_a_digest_of_another_system_is_compared_in_constant_time(counted, stored):
+    assert hashing.matches(stored, HEX)
+    assert not hashing.matches(stored, HEX + "00")
+    assert counted == {"digest": 0, "compare_digest": 2}
+
+
+@pytest.mark.parametrize(
+    "spelled", ["00FF" * 16, "00ff " * 16, " " + HEX, HEX + "\n", "0x" + HEX, HEX + "0", "", "zz" * 32]
+)
+def test_the_bytes_of_a_hex_text_have_one_spelling(spelled):
+    for raw in (bytes.fromhex(HEX), spelled.encode(), b""):
+        assert not hashing.matches(f"sha512-unhex$${hashlib.sha512(raw).hexdigest()}", spelled)
+
+
+FORGED = [
+    "sha512$$",
+    FOREIGN["sha512"].upper(),
+    FOREIGN["sha512"] + "0",
+    FOREIGN["sha512"] + "\n",
+    FOREIGN["sha512"].replace("$$", "$x$"),
+    FOREIGN["sha512"].replace("sha512", "sha512-unhex"),
+    FOREIGN["sha512-unhex"].replace("-unhex", ""),
+    FOREIGN["pbkdf2_sha256"].replace("$1000$", "$999$"),
+    FOREIGN["pbkdf2_sha256"].replace("$1000$", "$01000$"),
+    FOREIGN["pbkdf2_sha256"].replace("$1000$", "$+1000$"),
+    FOREIGN["pbkdf2_sha256"].replace("$1000$", "$\u0661000$"),
+    FOREIGN["pbkdf2_sha256"].replace("$1000$", "$0$"),
+    FOREIGN["pbkdf2_sha256"].replace("$1000$", "$-1$"),
+    FOREIGN["pbkdf2_sha256"].replace("_sha256", "_sha1"),
+    FOREIGN["pbkdf2_sha256"].replace("Lm84", "lM84"),
+    FOREIGN["pbkdf2_sha256"].replace("Lm84", "\u00e9"),
+    FOREIGN["pbkdf2_sha256"].rstrip("="),
+    FOREIGN["pbkdf2_sha256"] + "$",
+    "pbkdf2_sha256$1000$$" + "A" * 43 + "=",
+]
+
+
+@pytest.mark.parametrize("stored", FORGED)
+def test_a_forged_digest_of_another_system_matches_nothing_and_raises_nothing(stored):
+    assert not hashing.matches(stored, HEX)
+
+
+@pytest.mark.parametrize("iterations", [MAX_ITERATIONS + 1, 99_999_999, 2**31, 10**100])
+def test_a_forged_row_does_not_make_the_server_count_for_hours(monkeypatch, iterations):
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", None)
+    stored = f"pbkdf2_sha256${iterations}$salt${'A' * 43}="
+    assert not hashing.matches(stored, TEXT)
+    assert not hashing.is_foreign(stored)
+
+
+def test_what_django_takes_today_and_twice_that_is_within_the_bound():
+    assert 2 * PBKDF2PasswordHasher.iterations <= MAX_ITERATIONS
+
+
+@given(st.from_regex(r"(sha512|sha512-unhex|pbkdf2_sha256)\$[0-9]{0,3}\$[^$]{0,8}(\$.{0,64})?"))
+def test_whatever_stands_behind_the_name_of_another_systems_digest_is_compared_without_an_error(stored):
+    assert not hashing.matches(stored, TEXT)
+
+
+def test_a_digest_is_outdated_unless_new_keys_are_digested_so():
+    scheme = KeyScheme(peppers=[OLD, NEW])
+    assert not scheme.is_outdated(under(NEW))
+    assert not KeyScheme().is_outdated(plain())
+    for stored in (under(OLD), plain(), *FOREIGN.values()):
+        assert scheme.is_outdated(stored)
+    for stored in FOREIGN.values():
+        assert KeyScheme().is_outdated(stored)
