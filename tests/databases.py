@@ -314,12 +314,13 @@ def _url(request: pytest.FixtureRequest, variable: str, fixture: str) -> str:
 @pytest.fixture
 def postgresql_database(postgresql_url: str) -> Iterator[str]:
     """The URL of an empty database, which nobody may be connected to when the test is over."""
-    with _database(postgresql_url, "postgresql+psycopg") as url:
+    with new_database(postgresql_url, "postgresql+psycopg") as url:
         yield url
 
 
 @contextmanager
-def _database(server: str, driver: str) -> Iterator[str]:
+def new_database(server: str, driver: str) -> Iterator[str]:
+    """Make an empty database, and drop it at the end of the block, when nobody may be connected to it."""
     name = f"apikey_auth_{random.randrange(2**64):016x}"
     engine = sa.create_engine(sa.make_url(server).set(drivername=driver), isolation_level="AUTOCOMMIT")
     with closing_engine(engine), engine.connect() as connection:
@@ -389,7 +390,7 @@ def mariadb_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def mariadb_database(mariadb_url: str) -> Iterator[str]:
     """The URL of an empty database."""
-    with _database(mariadb_url, "mysql+pymysql") as url:
+    with new_database(mariadb_url, "mysql+pymysql") as url:
         yield url
 
 
