@@ -90,9 +90,9 @@ class APIKey:
 
 def restored(fields: Mapping[str, Any]) -> APIKey:
     """Make a record of fields that were checked when it was made first: what a store reads, it has written."""
-    key = object.__new__(APIKey)
+    key, assign = object.__new__(APIKey), object.__setattr__
     for name in APIKey.__slots__:
-        _assign(key, name, fields[name])
+        assign(key, name, fields[name])
     return key
 
 

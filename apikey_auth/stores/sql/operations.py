@@ -19,6 +19,7 @@ from . import failures
 from .schema import KEYS, RECORD, STATE
 
 _NO_STATE = "the table apikey_auth_state is empty; create_schema() fills it"
+_NAMES = tuple(field.name for field in fields(APIKey))
 _GET = sa.select(*RECORD).where(KEYS.c.id == sa.bindparam("key_id"))
 _ADD = sa.insert(KEYS)
 _TOUCH = (
@@ -142,12 +143,8 @@ def _matching(owner: str | None, live_at: datetime | None) -> sa.ColumnElement[b
 
 
 def _values(key: APIKey) -> dict[str, Any]:
-    return {field.name: getattr(key, field.name) for field in fields(APIKey)}
+    return {name: getattr(key, name) for name in _NAMES}
 
 
-def _key(row: Any) -> APIKey:
-    return restored({**row._mapping, "scopes": _tuple(row.scopes), "addresses": _tuple(row.addresses)})
-
-
-def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
-    return None if values is None else tuple(values)
+def _key(row: sa.Row[Any]) -> APIKey:
+    return restored(dict(zip(_NAMES, row, strict=True)))

@@ -78,6 +78,15 @@ class JSONText(sa.types.TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
+class ListText(JSONText):
+    """A tuple of texts as a JSON list."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> tuple[str, ...] | None:
+        return None if value is None else tuple(json.loads(value))
+
+
 def _table_options() -> dict[str, Any]:
     options = {"engine": "InnoDB", "default_charset": "utf8mb4", "collate": "utf8mb4_bin"}
     return {f"{dialect}_{name}": value for dialect in MYSQL for name, value in options.items()}
@@ -94,8 +103,8 @@ KEYS: Final = sa.Table(
     sa.Column("name", sa.String(MAX_NAME), nullable=False),
     sa.Column("prefix", sa.String(MAX_NAME), nullable=False),
     sa.Column("last4", sa.String(4), nullable=False),
-    sa.Column("scopes", JSONText),
-    sa.Column("addresses", JSONText),
+    sa.Column("scopes", ListText),
+    sa.Column("addresses", ListText),
     sa.Column("created_at", UTCDateTime, nullable=False),
     sa.Column("created_by", sa.String(MAX_NAME)),
     sa.Column("expires_at", UTCDateTime),
