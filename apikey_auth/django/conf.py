@@ -71,11 +71,11 @@ class Setup:
     @cached_property
     def authenticator(self) -> "Authenticator[AbstractBaseUser]":
         store: Any = self._async_store if self._store is None else self._store  # it says if it is async
-        return Authenticator(store, self._scheme, load_user=_load_user)
+        return Authenticator(store, self._scheme, load_user=load_user)
 
     @cached_property
     def async_authenticator(self) -> "AsyncAuthenticator[AbstractBaseUser]":
-        return AsyncAuthenticator(self._async_store, self._scheme, load_user=_aload_user)
+        return AsyncAuthenticator(self._async_store, self._scheme, load_user=aload_user)
 
 
 @lru_cache(maxsize=1)
@@ -129,14 +129,14 @@ def _exactly(owner: str, user: "AbstractBaseUser") -> "AbstractBaseUser | None":
     return user if str(user.pk) == owner else None  # a database takes "01" for 1, revoke_all("1") does not
 
 
-def _load_user(owner: str) -> "AbstractBaseUser | None":
+def load_user(owner: str) -> "AbstractBaseUser | None":
     try:
         return _exactly(owner, get_user_model()._default_manager.get(pk=owner))
     except _NO_USER:
         return None
 
 
-async def _aload_user(owner: str) -> "AbstractBaseUser | None":
+async def aload_user(owner: str) -> "AbstractBaseUser | None":
     try:
         return _exactly(owner, await get_user_model()._default_manager.aget(pk=owner))
     except _NO_USER:

@@ -63,7 +63,12 @@ def mariadb_settings(url: str, name: str) -> dict[str, Any]:
     pymysql.version_info = (2, 2, 7, "final", 0)  # type: ignore[assignment]  # what Django asks of mysqlclient
     pymysql.install_as_MySQLdb()
     server = make_url(url)
-    host, port, user, password = server.host or "", server.port or 3306, server.username, server.password or ""
+    host, port, user, password = (
+        server.host or "",
+        server.port or 3306,
+        server.username,
+        server.password or "",
+    )
     with pymysql.connect(host=host, port=port, user=user, password=str(password)) as connection:
         connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET latin1")
     return {
@@ -125,3 +130,15 @@ def _links() -> Iterator[str]:
             yield os.readlink(entry.path)
         except FileNotFoundError:  # the folder's own
             continue
+
+
+@pytest.fixture
+def clean_project() -> Iterator[None]:
+    """The project's own database, with ada, and no keys."""
+    from django.contrib.auth.models import User
+
+    call_command("migrate", verbosity=0)
+    User.objects.update_or_create(pk=1, defaults={"username": "ada", "is_active": True})
+    Key.objects.all().delete()
+    yield
+    close_connections()
