@@ -4,6 +4,7 @@ import secrets
 from typing import Any
 
 from django.apps import AppConfig
+from django.apps import apps as installed
 from django.core import checks
 from django.db import router
 from django.db.models.signals import post_migrate
@@ -23,7 +24,7 @@ class APIKeyAuthConfig(AppConfig):
         post_migrate.connect(begin_history, sender=self, dispatch_uid="apikey_auth.state")
 
 
-def begin_history(apps: Any, using: str, **_: object) -> None:
+def begin_history(using: str, apps: Any = installed, **_: object) -> None:
     """Make the row of ``State`` where it is gone: ``flush``, and every TransactionTestCase, empties all tables."""
     try:
         state = apps.get_model("apikey_auth", "State")

@@ -8,6 +8,7 @@ revisions in the order in which they are committed.
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -32,7 +33,6 @@ Connection: TypeAlias = BaseDatabaseWrapper
 ATTEMPTS = 10  # at a transaction that the database ends for the sake of another one
 _ENDED = ("40001", "40P01", 1213, 1020)  # serialization failure and deadlock: PostgreSQL, MySQL, MariaDB
 _NO_TABLE = ("42P01", 1146)
-_UNIQUE = ("23505", 1062)
 
 _NAMES = tuple(field.name for field in fields(APIKey))
 _COLUMNS: tuple[Any, ...] = tuple(map(Key._meta.get_field, _NAMES))
@@ -51,6 +51,7 @@ _CHANGES = (
     f"SELECT s.epoch, s.revision, s.floor, k.id FROM {_STATE} s "  # noqa: S608
     f"LEFT JOIN {_KEYS} k ON k.revision > %s LIMIT {MAX_CHANGES + 1}"
 )
+_ID_TAKEN = re.compile(rf"({_KEYS}\.id|{_KEYS}_pkey\W?|\bPRIMARY')$")  # whatever language it is said in
 _NO_STATE = f"the table {_STATE} is empty; manage.py migrate fills it"
 
 
@@ -219,7 +220,7 @@ def _code(error: Error) -> object:
 
 
 def _is_duplicate(error: IntegrityError) -> bool:
-    return _code(error) in _UNIQUE or f"UNIQUE constraint failed: {_KEYS}.id" in str(error)
+    return _ID_TAKEN.search(str(error.args[-1]).partition("\n")[0]) is not None
 
 
 def _unavailable(error: Error, alias: str) -> StoreUnavailable:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from apikey_auth.django.models import Key
 DATABASE = f"apikey_auth_django_{os.getpid()}"
 
 
-def install(alias: str, **settings: Any) -> None:
-    """Let Django know one more database."""
+_number = count(1)
+
+
+def install(name: str, **settings: Any) -> str:
+    """Let Django know one more database, for good: its connections are kept by alias. Answer that."""
+    alias = f"{name}_{next(_number)}"
     connections.settings[alias] = {**connections.settings["default"], "OPTIONS": {}, **settings}
+    return alias
 
 
-def migrated(alias: str) -> Iterator[str]:
+def migrated(alias: str) -> str:
     call_command("migrate", "apikey_auth", database=alias, verbosity=0)
-    yield alias
-    close_connections()
-    del connections.settings[alias]
+    return alias
 
 
 def close_connections() -> None:
@@ -37,8 +41,8 @@ def close_connections() -> None:
 
 @pytest.fixture(scope="session")
 def sqlite_alias(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    install("keys_sqlite", NAME=tmp_path_factory.mktemp("django") / "keys.db")
-    yield from migrated("keys_sqlite")
+    yield migrated(install("sqlite", NAME=tmp_path_factory.mktemp("django") / "keys.db"))
+    close_connections()
 
 
 def postgresql_settings(url: str, name: str) -> dict[str, Any]:
@@ -83,16 +87,14 @@ def mariadb_settings(url: str, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def postgresql_alias(postgresql_url: str) -> Iterator[str]:
-    install("keys_postgresql", **postgresql_settings(postgresql_url, DATABASE))
-    yield from migrated("keys_postgresql")
-    with psycopg.connect(postgresql_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")
+    yield migrated(install("postgresql", **postgresql_settings(postgresql_url, DATABASE)))
+    close_connections()
 
 
 @pytest.fixture(scope="session")
 def mariadb_alias(mariadb_url: str) -> Iterator[str]:
-    install("keys_mariadb", **mariadb_settings(mariadb_url, DATABASE))
-    yield from migrated("keys_mariadb")
+    yield migrated(install("mariadb", **mariadb_settings(mariadb_url, DATABASE)))
+    close_connections()
 
 
 BACKENDS = ("sqlite", "postgresql", "mariadb")
@@ -138,7 +140,9 @@ def clean_project() -> Iterator[None]:
     from django.contrib.auth.models import User
 
     call_command("migrate", verbosity=0)
-    User.objects.update_or_create(pk=1, defaults={"username": "ada", "is_active": True})
+    ada, is_ours = User.objects.get_or_create(pk=1, defaults={"username": "ada"})
     Key.objects.all().delete()
     yield
+    if is_ours:  # others make her for their whole session
+        ada.delete()
     close_connections()
