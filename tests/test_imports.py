@@ -517,13 +517,28 @@ class Reader:
         self.get = store.get
 
 
-async def test_a_store_that_only_reads_lets_the_key_in_and_is_written_to_by_nobody(colour, store, slow):
+async def test_a_store_that_only_reads_lets_the_key_in_and_is_asked_for_nothing_else(
+    colour, store, slow, caplog
+):
+    caplog.set_level(logging.DEBUG, "apikey_auth")
     await imported(colour.authenticator(store, scheme_for("drf_api_key_2")), "drf_api_key_2")
     auth = colour.authenticator(Reader(store), scheme_for("drf_api_key_2"))
     text = made("drf_api_key_2")[0]["text"]
     assert (await verdict(auth, text)).key.version == 1
     assert (await verdict(auth, text)).key.version == 1
     assert slow == [600_000] * 2
+    assert caplog.records == []
+
+
+class ReaderOfTwoColours(Reader):
+    async def swap(self, old, new, /, successor=None):
+        raise AssertionError
+
+
+async def test_a_swap_of_the_other_colour_is_none(store):
+    await imported(Colour(False).authenticator(store, scheme_for("knox_5")), "knox_5")
+    auth = Authenticator(ReaderOfTwoColours(store), scheme_for("knox_5"), clock=lambda: NOW)
+    assert auth.authenticate(made("knox_5")[0]["text"]).key.version == 1
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("down"), OSError("text of the key"), ValueError()])
