@@ -78,10 +78,13 @@ class Cells:
         return self.text(column) if self.has(column) else ""
 
     def time(self, column: str) -> datetime | None:
-        """Give a time, aware; None where the row tells none. Text is read as ISO 8601."""
-        if not self.has(column):
+        """Give a time, aware, or None; text is read as ISO 8601.
+
+        The column must be there: a key whose end was left out of the query would live for ever.
+        """
+        value = self._value(column)
+        if value is None or value == "":
             return None
-        value = self.row[column]
         if isinstance(value, str):
             try:
                 value = datetime.fromisoformat(value)
@@ -90,6 +93,9 @@ class Cells:
         if not isinstance(value, datetime):
             raise ValueError(f"{column} is no time such as 2026-01-31 12:00:00+00:00")
         return value if value.utcoffset() is not None else value.replace(tzinfo=self.timezone)
+
+    def optional_time(self, column: str) -> datetime | None:
+        return self.time(column) if self.has(column) else None
 
     def flag(self, column: str) -> bool:
         """Give a value that must be there and say yes or no: False is never guessed."""
@@ -106,7 +112,7 @@ class Cells:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ValueError(f"{column} is no JSON") from None
         if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
             raise ValueError(f"{column} is no list of names")
@@ -162,9 +168,9 @@ class OpaqueTokens:
             text=cells.text("text"),
             name=cells.optional_text("name"),
             scopes=cells.names("scopes"),
-            created_at=cells.time("created_at"),
-            expires_at=cells.time("expires_at"),
-            last_used_at=cells.time("last_used_at"),
+            created_at=cells.optional_time("created_at"),
+            expires_at=cells.optional_time("expires_at"),
+            last_used_at=cells.optional_time("last_used_at"),
             revoked=cells.has("revoked") and cells.flag("revoked"),
         )
 
@@ -309,7 +315,8 @@ class SanctumTokens:
     two a row's was it does not tell, and one key has one text.
 
     The owner is ``tokenable_id`` of the models of ``tokenable_type``; the rows of other models, which have
-    ids of their own, are refused. Abilities become scopes, those with ``*`` all that the owner may do.
+    ids of their own, are refused. Abilities become scopes, those with ``*`` all that the owner may do. Tables
+    of versions before 3 have no ``expires_at``: add it, empty.
     """
 
     prefix: str = ""
@@ -358,7 +365,7 @@ class SanctumTokens:
             scopes=None if "*" in abilities else abilities,
             created_at=created_at,
             expires_at=self._end(created_at, expires_at),
-            last_used_at=cells.time("last_used_at"),
+            last_used_at=cells.optional_time("last_used_at"),
         )
 
     def _end(self, created_at: datetime | None, expires_at: datetime | None) -> datetime | None:
@@ -366,7 +373,10 @@ class SanctumTokens:
             return expires_at
         if created_at is None:
             raise ValueError("created_at is empty, and the expiration counts from it")
-        end = created_at + self.expiration
+        try:
+            end = created_at + self.expiration
+        except OverflowError:
+            return expires_at
         return end if expires_at is None else min(end, expires_at)
 
 

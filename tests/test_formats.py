@@ -284,11 +284,22 @@ def test_a_row_of_drf_api_key_that_makes_no_key_is_refused_with_the_reason(chang
     assert reason in refusal(DRFAPIKeys(), {**made("drf_api_key_3")[0]["row"], **change})
 
 
-@pytest.mark.parametrize("column", ["prefix", "hashed_key", "revoked"])
-def test_a_missing_column_is_named(column):
-    row = dict(made("drf_api_key_3")[0]["row"])
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        *[
+            ("drf_api_key_3", column)
+            for column in ("prefix", "hashed_key", "created", "revoked", "expiry_date")
+        ],
+        *[("knox_5", column) for column in ("digest", "created", "expiry")],
+        *[("drf_token", column) for column in ("key", "created")],
+        *[("sanctum", column) for column in ("id", "token", "tokenable_type", "created_at", "expires_at")],
+    ],
+)
+def test_a_column_that_was_left_out_of_the_query_is_named_and_nothing_is_made_up(name, column):
+    row = dict(made(name)[0]["row"])
     del row[column]
-    assert refusal(DRFAPIKeys(), row) == f"there is no column {column}"
+    assert refusal(MADE[name], row) == f"there is no column {column}"
 
 
 @pytest.mark.parametrize(
@@ -303,6 +314,7 @@ def test_a_missing_column_is_named(column):
         (SanctumTokens(), "sanctum", {"id": True}, "id is neither text nor a whole number"),
         (SanctumTokens(), "sanctum", {"id": 1.0}, "id is neither text nor a whole number"),
         (SanctumTokens(), "sanctum", {"abilities": "["}, "abilities is no JSON"),
+        (SanctumTokens(), "sanctum", {"abilities": "[" * 100_000}, "abilities is no JSON"),
         (SanctumTokens(), "sanctum", {"abilities": '{"a": 1}'}, "abilities is no list of names"),
         (SanctumTokens(), "sanctum", {"abilities": "[1]"}, "abilities is no list of names"),
         (
@@ -347,6 +359,8 @@ def test_sanctums_own_expiration_ends_a_token_that_names_a_later_end_or_none():
     earlier = read.read(cells(made("sanctum")[2]["row"]))
     assert later.expires_at == none.expires_at == UTC_NOON + timedelta(days=2)
     assert earlier.expires_at == datetime(2020, 1, 1, tzinfo=UTC)
+    for_ever = SanctumTokens(expiration=timedelta.max)
+    assert for_ever.read(cells(made("sanctum")[0]["row"])).expires_at is None
 
 
 def test_a_row_of_sensenet_is_read_and_tokens_of_its_other_features_are_not():
@@ -359,6 +373,10 @@ def test_a_row_of_sensenet_is_read_and_tokens_of_its_other_features_are_not():
         "CreationDate": "2026-01-31T12:00:00.1234567Z",
         "ExpirationDate": "2027-01-31T12:00:00Z",
     }
+    for column in ("Value", "CreationDate", "ExpirationDate"):
+        assert "there is no column" in refusal(
+            SensenetKeys(SECRET), {each: row[each] for each in row if each != column}
+        )
     found = SensenetKeys(SECRET).read(cells(row))
     assert (found.text, found.expires_at) == ("5f1x8nq0Zx4bTWgq", UTC_NOON.replace(year=2027))
     assert found.created_at == UTC_NOON.replace(microsecond=123456)

@@ -164,7 +164,12 @@ async def test_a_text_that_was_kept_is_kept_nowhere_here(colour, store, name):
 async def test_the_keys_of_sensenet_and_plain_tokens_move_in(colour, store):
     formats = {"sensenet": SensenetKeys(OLD), "plain": opaque_tokens(OLD)}
     rows = {
-        "sensenet": {"Value": "abcd", "UserId": 42, "Feature": "apikey", "ExpirationDate": "2028-01-01"},
+        "sensenet": {
+            "Value": "abcd",
+            "UserId": 42,
+            "CreationDate": "2026-01-01",
+            "ExpirationDate": "2028-01-01",
+        },
         "plain": {"text": "abcd", "owner": "42", "expires_at": "2028-01-01", "scopes": '["a"]'},
     }
     for name, source in formats.items():
@@ -174,7 +179,7 @@ async def test_the_keys_of_sensenet_and_plain_tokens_move_in(colour, store):
         found = await verdict(auth, "abcd")
         assert found.user.id == "42"
         assert found.key.expires_at == datetime(2028, 1, 1, tzinfo=UTC)
-        assert found.key.created_at == NOW
+        assert found.key.created_at == (NOW if name == "plain" else datetime(2026, 1, 1, tzinfo=UTC))
         assert found.scopes == (("a",) if name == "plain" else None)
         assert await verdict(auth, "abce") is InvalidKey
 
