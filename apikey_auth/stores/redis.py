@@ -49,7 +49,7 @@ except ImportError as error:  # pragma: no cover
 
 from ..decisions import dead_before, state
 from ..errors import ConfigurationError, DuplicateKey, StoreUnavailable
-from ..keys import MAX_NAME, APIKey, in_utc, is_storable, restored
+from ..keys import MAX_NAME, APIKey, check_text, in_utc, is_storable, restored
 from .protocol import MAX_CHANGES, Changes, Page, Revision, check_page, check_swap
 
 T = TypeVar("T")
@@ -108,11 +108,19 @@ class Mark(NamedTuple):
     reason: str | None
 
 
+class Seen(NamedTuple):
+    """A record as everybody sees it, the revision at which it was written, and the mark that is not in it yet."""
+
+    key: APIKey
+    revision: int
+    mark: Mark | None
+
+
 def _get(ns: str, key_id: str) -> Operation[APIKey | None]:
     if not _is_id(key_id):
         return None
     stored, used, marks = yield Step(("MGET", f"{ns}key:{key_id}", f"{ns}used:{key_id}", f"{ns}marks"))
-    return None if stored is None else _key(key_id, stored, used, _marks(marks))
+    return None if stored is None else _seen(key_id, stored, used, _marks(marks)).key
 
 
 def _add(ns: str, key: APIKey) -> Operation[bool]:
@@ -132,7 +140,12 @@ def _swap(ns: str, old: APIKey, new: APIKey, successor: APIKey | None) -> Operat
 
 
 def _revoke_all(ns: str, owner: str | None, at: datetime, reason: str | None) -> Operation[int]:
-    told = ",".join(map(json.dumps, (owner, _iso(in_utc("at", at)), reason)))
+    at = in_utc("at", at)
+    if reason is not None:
+        check_text(
+            "revoked_reason", reason, None
+        )  # no record would take it, and no script could read the mark
+    told = ",".join(map(json.dumps, (_known(owner), _iso(at), reason)))
     whose = "all" if owner is None else "owner"
     revoked, _ = yield _run(ns, _REVOKE_ALL, whose, _known(owner) or "", told, MAX_CHANGES)
     return int(revoked)
@@ -182,7 +195,7 @@ def _purge(ns: str, before: datetime) -> Operation[int]:
     return int(deleted)
 
 
-def _dead(ns: str, before: datetime, kept: int) -> Operation[tuple[list[str | bytes], int, bool]]:
+def _dead(ns: str, before: datetime, kept: int) -> Operation[tuple[list[str | int], int, bool]]:
     """Find dead records behind those that are kept: what a purge is given, how many are kept, and if more come.
 
     The index has milliseconds, times have microseconds, so that some of the last are not dead yet.
@@ -190,7 +203,7 @@ def _dead(ns: str, before: datetime, kept: int) -> Operation[tuple[list[str | by
     page = ("LIMIT", kept, WRITTEN_AT_ONCE)
     ids = yield Step(("ZRANGEBYSCORE", f"{ns}ends", "-inf", _milliseconds(before), *page))
     found = yield from _read(ns, _texts(ids))
-    dead = [(key.id, key.owner, revision) for key, revision in found if dead_before(key, before)]
+    dead = [(seen.key.id, seen.key.owner, seen.revision) for seen in found if dead_before(seen.key, before)]
     more = bool(dead) or len(ids) == WRITTEN_AT_ONCE
     return [each for row in dead for each in row], kept + len(ids) - len(dead), more
 
@@ -246,15 +259,12 @@ def _settle_some(ns: str) -> Operation[Sequence[Mark]]:
     return marks
 
 
-def _settled(
-    key_id: str, stored: bytes | None, marks: Sequence[Mark]
-) -> tuple[str | bytes | int, str | int, str | int, str]:
+def _settled(key_id: str, stored: bytes | None, marks: Sequence[Mark]) -> tuple[str | int, ...]:
     """Tell the revision before and after, the end and the record; nothing of one that no mark is for."""
-    mark = None if stored is None else _mark(stored, marks)
-    if stored is None or mark is None:
+    seen = None if stored is None else _seen(key_id, stored, None, marks)
+    if seen is None or seen.mark is None:
         return "", "", "", ""
-    key = _key(key_id, stored, None, marks)
-    return _revision(stored), mark.revision, _end(key), _record(key)
+    return seen.revision, seen.mark.revision, _end(seen.key), _record(seen.key)
 
 
 def _listed(
@@ -263,21 +273,17 @@ def _listed(
     """Read some records by id, and tell after which id there may be more; None: there are none."""
     first = "-" if after is None else f"({after}"
     ids = _texts((yield Step(("ZRANGEBYLEX", _ids(ns, owner), first, "+", "LIMIT", 0, size))))
-    keys = [key for key, _ in (yield from _read(ns, ids))]
+    keys = [seen.key for seen in (yield from _read(ns, ids))]
     return keys, ids[-1] if len(ids) == size else None
 
 
-def _read(ns: str, ids: Sequence[str]) -> Operation[list[tuple[APIKey, bytes]]]:
-    """Read records, each with the revision that stands in front of it, without those that are gone."""
+def _read(ns: str, ids: Sequence[str]) -> Operation[list[Seen]]:
+    """Read records, without those that are gone."""
     names = (f"{ns}{kind}:{key_id}" for kind in ("key", "used") for key_id in ids)
     told, *values = yield Step(("MGET", f"{ns}marks", *names))
     marks = _marks(told)
     found = zip(ids, values[: len(ids)], values[len(ids) :], strict=True)
-    return [
-        (_key(key_id, stored, used, marks), _revision(stored))
-        for key_id, stored, used in found
-        if stored is not None
-    ]
+    return [_seen(key_id, stored, used, marks) for key_id, stored, used in found if stored is not None]
 
 
 def _run(ns: str, script: Script, *arguments: str | bytes | int) -> Step:
@@ -331,39 +337,32 @@ def _record(key: APIKey) -> str:
     return f"{json.dumps(header, default=_iso)}\n{json.dumps(body, default=_iso)}"
 
 
-def _key(key_id: str, stored: bytes, used: bytes | None, marks: Sequence[Mark]) -> APIKey:
+def _seen(key_id: str, stored: bytes, used: bytes | None, marks: Sequence[Mark]) -> Seen:
     """Read a record, and what the marks say of it. Raises StoreUnavailable for what is none of ours."""
     try:
         head, body = stored.decode().split("\n", 1)
+        revision, header = head.split(" ", 1)
         values = json.loads(body)
-        values.update(zip(_HEADER, json.loads(head.split(" ", 1)[1]), strict=True))
-        values["id"], values["last_used_at"] = key_id, None if used is None else used.decode()
-        if marks and (mark := _mark(stored, marks)) is not None:
-            values["version"] += 1
-            values["revoked_at"], values["revoked_reason"] = mark.at, mark.reason
+        values.update(zip(_HEADER, json.loads(header), strict=True))
+        values.update(id=key_id, last_used_at=None if used is None else used.decode())
+        mark = _mark(int(revision), values["owner"], marks) if values["revoked_at"] is None else None
+        if mark is not None:
+            values.update(version=values["version"] + 1, revoked_at=mark.at, revoked_reason=mark.reason)
         for name in _TIMES:
             if values[name] is not None:
                 values[name] = datetime.fromisoformat(values[name])
         for name in ("scopes", "addresses"):
             if values[name] is not None:
                 values[name] = tuple(values[name])
-        return restored(values)
+        return Seen(restored(values), int(revision), mark)
     except (ValueError, TypeError, LookupError) as error:
         raise StoreUnavailable(f"what is stored as the key {key_id!r} is no record") from error
 
 
-def _revision(stored: bytes) -> bytes:
-    return stored.partition(b" ")[0]
-
-
-def _mark(stored: bytes, marks: Sequence[Mark]) -> Mark | None:
+def _mark(revision: int, owner: str, marks: Sequence[Mark]) -> Mark | None:
     """Find the mark that revokes a record: the first that was written after it."""
-    revision, header = stored.partition(b"\n")[0].split(b" ", 1)
-    owner, _, revoked_at, _ = json.loads(header)
-    if revoked_at is not None:
-        return None
-    fitting = (mark for mark in marks if mark.owner is None or mark.owner == owner)
-    return next((mark for mark in fitting if mark.revision > int(revision)), None)
+    later = (mark for mark in marks if mark.revision > revision)
+    return next((mark for mark in later if mark.owner is None or mark.owner == owner), None)
 
 
 def _marks(told: bytes | None) -> Sequence[Mark]:
@@ -375,7 +374,9 @@ def _translated() -> Iterator[None]:
     """Turn what redis-py raises into what the protocol promises."""
     try:
         yield
-    except RedisClusterException as error:  # its text may hold the command, and so a digest
+    except (RedisClusterException, AttributeError) as error:
+        # The text of the first may hold the command, and so a digest. The other is redis-py's as well, where
+        # a cluster's new topology takes a connection away from its user.
         raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
     except (RedisError, OSError) as error:
         told = str(error).partition(", with args")[
@@ -411,16 +412,24 @@ def _options(url: str, cluster: bool, timeout: float) -> dict[str, Any]:
     """Check a URL, and make the options that its client has unless the URL says otherwise."""
     if not timeout > 0:
         raise ConfigurationError(f"timeout is in seconds and positive, not {timeout!r}")
+    connecting = _parsed(url)
+    if connecting is None:
+        raise ConfigurationError(
+            "this is no URL of Redis, such as redis://127.0.0.1:6379/0, or has an option that redis-py does not"
+        )
+    if cluster and (connecting.get("db") or "path" in connecting):
+        raise ConfigurationError("a cluster has no databases, and no Unix sockets")
+    return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2}
+
+
+def _parsed(url: str) -> dict[str, Any] | None:
+    """Take a URL apart. None, and no error, for what is none: redis-py's would tell the password."""
     try:
         pool = BlockingConnectionPool.from_url(url)
         pool.connection_class(**pool.connection_kwargs)
-    except (ValueError, TypeError):  # their texts may hold the password
-        raise ConfigurationError(
-            "this is no URL of Redis, such as redis://127.0.0.1:6379/0, or has an option that redis-py does not"
-        ) from None
-    if cluster and (pool.connection_kwargs.get("db") or "path" in pool.connection_kwargs):
-        raise ConfigurationError("a cluster has no databases, and no Unix sockets")
-    return {"socket_timeout": timeout, "socket_connect_timeout": timeout, "protocol": 2}
+    except (ValueError, TypeError):
+        return None
+    return pool.connection_kwargs
 
 
 def _clients(client: object, cluster: bool, timeout: float) -> "_OnePerProcess":
@@ -463,13 +472,19 @@ class _OnePerProcess:
             made = self._make()
             client = self._made.setdefault("client", made)  # of two threads at once, one is first
             if client is not made:
-                made.close()
+                _disconnect(made)
         return client
 
     def close(self) -> None:
         client = self._made.pop("client", None)
         if client is not None and self._owned:
-            client.close()
+            _disconnect(client)
+
+
+def _disconnect(client: Any) -> None:
+    client.close()
+    if disconnect := getattr(client, "disconnect_connection_pools", None):
+        disconnect()  # the nodes of a cluster that was made from a URL leave their connections open
 
 
 class _OnePerLoop:
@@ -480,12 +495,12 @@ class _OnePerLoop:
         self._owned = owned
         self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
 
-    def get(self) -> Any:
+    async def get(self) -> Any:
         loop = asyncio.get_running_loop()
         client = self._made.get(loop)
         if client is None:
             client = self._made[loop] = self._make()
-        return client
+        return await client.initialize()  # a cluster's first commands would else go to any node
 
     async def close(self) -> None:
         client = self._made.pop(asyncio.get_running_loop(), None)
@@ -570,15 +585,15 @@ class RedisKeyStore:
             self._play(_settle(self._ns, seconds))
 
     def _play(self, operation: Operation[T]) -> T:
-        with _translated():
-            client = self._clients.get()
-            try:
-                step = next(operation)
-                while True:
-                    step = operation.send(self._send(client, step))
-            except StopIteration as end:
-                answer: T = end.value
-                return answer
+        try:
+            step = next(operation)
+            while True:
+                with _translated():
+                    reply = self._send(self._clients.get(), step)
+                step = operation.send(reply)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
 
     def _send(self, client: Any, step: Step) -> Any:
         """Send a command, and take its reply in bytes, whatever the client would make of it."""
@@ -667,15 +682,15 @@ class AsyncRedisKeyStore:
             await self._play(_settle(self._ns, seconds))
 
     async def _play(self, operation: Operation[T]) -> T:
-        with _translated():
-            client = self._clients.get()
-            try:
-                step = next(operation)
-                while True:
-                    step = operation.send(await self._send(client, step))
-            except StopIteration as end:
-                answer: T = end.value
-                return answer
+        try:
+            step = next(operation)
+            while True:
+                with _translated():
+                    reply = await self._send(await self._clients.get(), step)
+                step = operation.send(reply)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
 
     async def _send(self, client: Any, step: Step) -> Any:
         """Send a command, and take its reply in bytes, whatever the client would make of it."""
