@@ -43,17 +43,31 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """The key is a Bearer token in ``Authorization`` (RFC 6750 section 2.1).
+    """The key is a Bearer token in ``Authorization`` (RFC 6750 section 2.1), or follows another ``scheme``.
 
-    The scheme's case does not matter (RFC 9110 section 11.1); another scheme is no key, not a bad one.
+    Clients of Django REST framework and django-rest-knox say ``Token``, those of djangorestframework-api-key
+    ``Api-Key``. The scheme's case does not matter (RFC 9110 section 11.1); one that no carrier reads is no
+    key, not a bad one.
+
+    Raises ConfigurationError for what can be no scheme.
     """
 
+    scheme: str = "Bearer"
     name: str = field(default="Authorization", init=False)
+
+    def __post_init__(self) -> None:
+        if not _TOKEN.fullmatch(self.scheme):
+            raise ConfigurationError(f"{self.scheme!r} is no authentication scheme, such as 'Bearer'")
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether it is RFC 6750's."""
+        return self.scheme.lower() == "bearer"
 
     def values(self, header: HeaderReader) -> list[str]:
         """List the tokens that the request has; a comma starts another one."""
         scheme, _, token = (header(self.name) or "").strip(_BLANK).partition(" ")
-        return _listed(token) if scheme.lower() == "bearer" else []
+        return _listed(token) if scheme.lower() == self.scheme.lower() else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 from . import hashing
 from .errors import ConfigurationError, InvalidKey
 from .formats import Format, OpaqueTokens
-from .formats import opaque_tokens as opaque_tokens
 
 JSON: TypeAlias = "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON] | None"
 

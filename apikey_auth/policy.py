@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
-from .credentials import DEFAULT_CARRIERS, Carrier, Credential, HeaderReader, Query, read
+from .credentials import DEFAULT_CARRIERS, Bearer, Carrier, Credential, Header, HeaderReader, Query, read
 from .decisions import Identity, Networks, client_address, networks
 from .errors import AmbiguousKey, ConfigurationError, MissingKey, Refusal
 from .keys import checked_scopes
@@ -288,8 +288,11 @@ def _checked_carriers(carriers: Sequence[Carrier]) -> tuple[Carrier, ...]:
         or not all(isinstance(carrier, Carrier) for carrier in carriers)
     ):
         raise ConfigurationError("carriers is a list of Header(…), Query(…) and Bearer(), one at least")
-    places = [(isinstance(carrier, Query), carrier.name.lower()) for carrier in carriers]
-    if len(set(places)) < len(places):
+    places: list[tuple[type, str]]
+    places = [(type(each), each.name.lower()) for each in carriers if not isinstance(each, Bearer)]
+    places += [(Bearer, each.scheme.lower()) for each in carriers if isinstance(each, Bearer)]
+    whole = (Header, "authorization") in places and any(kind is Bearer for kind, _ in places)
+    if whole or len(set(places)) < len(places):
         raise ConfigurationError("two carriers read the same place")
     return tuple(carriers)
 

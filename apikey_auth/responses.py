@@ -86,8 +86,12 @@ def challenges(refusal: Refusal, carriers: Sequence[Carrier], realm: str) -> Ite
     if named is not None and refusal.status == 401:
         place = "query" if isinstance(named, Query) else "header"
         yield f'ApiKey realm="{realm}", in="{place}", name="{named.name}"'
+    tokens = [carrier for carrier in carriers if isinstance(carrier, Bearer)]
+    for other in tokens:
+        if refusal.status == 401 and not other.is_standard:
+            yield f'{other.scheme} realm="{realm}"'
     error = _BEARER_ERRORS.get(refusal.status)
-    if error is not None and any(isinstance(carrier, Bearer) for carrier in carriers):
+    if error is not None and any(carrier.is_standard for carrier in tokens):
         challenge = f'Bearer realm="{realm}"'
         if not isinstance(refusal, MissingKey):  # RFC 6750 section 3.1: no error without credentials
             challenge += f', error="{error}"'
@@ -98,7 +102,7 @@ def challenges(refusal: Refusal, carriers: Sequence[Carrier], realm: str) -> Ite
 
 def vary_on(carriers: Sequence[Carrier]) -> str:
     """Name the request headers that an answer depends on."""
-    return ", ".join(carrier.name for carrier in carriers if not isinstance(carrier, Query))
+    return ", ".join(dict.fromkeys(carrier.name for carrier in carriers if not isinstance(carrier, Query)))
 
 
 def guard(vary: str, carried: bool, in_url: bool, present: Mapping[str, str]) -> Mapping[str, str]:

@@ -154,6 +154,32 @@ def test_a_bearer_reads_authorization_alone():
     assert seen({"Authorization": "Bearer KEY"}) == NOTHING
 
 
+# Another scheme
+
+
+@pytest.mark.parametrize("value", ["Token KEY", "token KEY", "TOKEN  KEY"])
+def test_a_key_may_follow_another_scheme(value):
+    assert seen({"Authorization": value}, carriers=[Bearer("Token")]) == text("KEY")
+
+
+def test_a_scheme_that_no_carrier_reads_is_no_key():
+    assert seen({"Authorization": "Bearer KEY"}, carriers=[Bearer("Token")]) == NOTHING
+    assert seen({"Authorization": "Api-Key KEY"}, carriers=[Bearer(), Bearer("Token")]) == NOTHING
+
+
+def test_several_schemes_may_be_read():
+    carriers = [Bearer(), Bearer("Api-Key")]
+    assert seen({"Authorization": "Bearer A"}, carriers=carriers) == text("A")
+    assert seen({"Authorization": "Api-Key B"}, carriers=carriers) == text("B")
+    assert seen({"Authorization": ["Bearer A", "Api-Key A"]}, carriers=carriers) == ambiguous()
+
+
+@pytest.mark.parametrize("scheme", ["", "Api Key", "Token:", "a,b", "é", 'a"b', "a\n"])
+def test_what_can_be_no_scheme_is_refused(scheme):
+    with pytest.raises(ConfigurationError, match="authentication scheme"):
+        Bearer(scheme)
+
+
 # Query
 
 

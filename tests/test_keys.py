@@ -19,7 +19,8 @@ from apikey_auth import hashing, keys
 from apikey_auth.credentials import Credential
 from apikey_auth.decisions import check_request
 from apikey_auth.errors import ConfigurationError, InvalidKey
-from apikey_auth.keys import APIKey, IssuedKey, KeyScheme, KeyText, named_id, opaque_tokens
+from apikey_auth.formats import opaque_tokens
+from apikey_auth.keys import APIKey, IssuedKey, KeyScheme, KeyText, named_id
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -69,6 +69,8 @@ def admitted(which):
         ({"carriers": [Query("apikey"), Query("APIKEY")]}, "two carriers read the same place"),
         ({"carriers": [Bearer(), Bearer()]}, "two carriers read the same place"),
         ({"carriers": [Bearer(), Header("authorization")]}, "two carriers read the same place"),
+        ({"carriers": [Header("Authorization"), Bearer("Token")]}, "two carriers read the same place"),
+        ({"carriers": [Bearer("Token"), Bearer("token")]}, "two carriers read the same place"),
         ({"exempt": "/health"}, "exempt is a list of paths that start with '/'"),
         ({"exempt": "/"}, "exempt is a list of paths that start with '/'"),
         ({"exempt": ["health"]}, "exempt is a list of paths that start with '/'"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from apikey_auth import errors
 from apikey_auth.credentials import Bearer, Header, Query
 from apikey_auth.errors import ConfigurationError, InsufficientScope, StoreUnavailable
-from apikey_auth.responses import GUARDED, Response, guard, respond
+from apikey_auth.responses import GUARDED, Response, guard, respond, vary_on
 
 BOTH = (Header(), Query())
 REFUSALS = {
@@ -146,6 +146,17 @@ def test_where_bearer_is_taken_rfc_6750_writes_the_challenge(code):
     assert headers(answer(refusal, [Bearer()]), "WWW-Authenticate") == BEARER[code]
     both = ", ".join(([API_KEY] if status == 401 else []) + BEARER[code])
     assert headers(answer(refusal, [Bearer(), Header()]), "WWW-Authenticate") == ([both] if both else [])
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_another_scheme_has_a_plain_challenge_of_its_own(code):
+    refusal, status, *_ = REFUSALS[code]
+    expected = ['Api-Key realm="api"'] if status == 401 else []
+    assert headers(answer(refusal, [Bearer("Api-Key")]), "WWW-Authenticate") == expected
+
+
+def test_two_schemes_are_one_header_to_vary_on():
+    assert vary_on([Bearer(), Bearer("Token"), Header()]) == "Authorization, apikey"
 
 
 def test_the_realm_is_the_one_that_was_given():

@@ -43,7 +43,7 @@ def document(routes: Iterable[Described], mount: str, carriers: Iterable[Carrier
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(mount + route.path, {})[route.method.lower()] = _operation(route)
-    schemes = {f"{type(each).__name__}-{each.name}".lower(): _scheme(each) for each in carriers}
+    schemes = {_named(each): _scheme(each) for each in carriers}
     return {
         "openapi": "3.1.0",
         "info": {"title": "API keys", "version": "1"},
@@ -53,9 +53,14 @@ def document(routes: Iterable[Described], mount: str, carriers: Iterable[Carrier
     }
 
 
+def _named(carrier: Carrier) -> str:
+    kind = carrier.scheme if isinstance(carrier, Bearer) else type(carrier).__name__
+    return f"{kind}-{carrier.name}".lower()
+
+
 def _scheme(carrier: Carrier) -> dict[str, Any]:
     if isinstance(carrier, Bearer):
-        return {"type": "http", "scheme": "bearer"}
+        return {"type": "http", "scheme": carrier.scheme.lower()}
     place = "query" if isinstance(carrier, Query) else "header"
     return {"type": "apiKey", "in": place, "name": carrier.name}
 

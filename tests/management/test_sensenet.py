@@ -12,7 +12,7 @@ from calling import Answer
 from sites import ADA, BOB, CARL, CHIEF, MOUNTS, SAME_SITE, Site
 
 from apikey_auth import Header, KeyScheme, StoreUnavailable
-from apikey_auth.keys import opaque_tokens
+from apikey_auth.formats import opaque_tokens
 from apikey_auth.management import NOT_A_USER, OwnKeys, Sensenet, below
 
 CONTENT_TYPE = "application/json;odata=verbose;charset=utf-8"
