@@ -44,7 +44,7 @@ def somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_every_block_is_of_a_kind_that_is_run_here() -> None:
     languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
     counts = {name: languages.count(name) for name in set(languages)}
-    assert counts == {"sh": 2, "console": 2, "python": 10}
+    assert counts == {"sh": 2, "console": 3, "python": 14}
     tested = [
         "In your application",
         "Starlette",
@@ -55,6 +55,9 @@ def test_every_block_is_of_a_kind_that_is_run_here() -> None:
         "ASGI",
         "Keys",
         "Keys over HTTP",
+        "Stores",
+        "Coming from another system",
+        "In your own tests",
     ]
     found = [block for heading in dict.fromkeys(tested) for block in blocks("python", heading)]
     assert found == blocks("python")
@@ -152,6 +155,15 @@ print(client.get("/reports", headers={{"apikey": issued.text}}).json())
     )
     assert out.splitlines() == ["401", "{'user': 'ada', 'key': 'CI'}"]
 
+    (session,) = blocks("console", "Django")
+    commands = [each.strip().replace("python ", f"{sys.executable} ") for each in session.split("$ ")[1:]]
+    issue, revoke = ["-W error manage.py".join(each.split("manage.py")) for each in commands]
+    script = f"set -e; {issue}; echo $KEY; {revoke}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"acme_\w{12}_\w{38}", done.stdout.splitlines()[0])
+    assert "2" in done.stderr + done.stdout.split("\n", 1)[1]  # both of ada's keys
+
 
 def test_the_loader_is_called_as_it_says() -> None:
     (source,) = blocks("python", "In your application")
@@ -207,3 +219,31 @@ def test_the_keys_section_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = run(script)
     assert namespace["keys"].get(namespace["issued"].key.id).revoked_at is not None
     namespace["keys"]._store.close()
+
+
+def test_each_url_opens_a_store() -> None:
+    opening, _ = blocks("python", "Stores")
+    namespace = run(opening)
+    assert type(namespace["store"]).__name__ == "AsyncSQLKeyStore"
+
+
+def test_the_contract_runs_on_a_store_by_the_test_file_that_is_shown(tmp_path: Path) -> None:
+    _, contract = blocks("python", "Stores")
+    (tmp_path / "test_store.py").write_text(contract)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:asyncio", "test_store.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 100
+
+
+def test_keys_of_another_system_move_in() -> None:
+    (source,) = blocks("python", "Coming from another system")
+    auth = run(source)["auth"]
+    assert auth.keys.list("7")[0].digest.startswith("sha256$$")
+
+
+def test_the_helpers_for_tests_do_what_they_say() -> None:
+    (source,) = blocks("python", "In your own tests")
+    namespace = run(source)
+    assert namespace["headers"]["apikey"].startswith("apikey_")
+    assert namespace["store"].calls["get"] == 2
