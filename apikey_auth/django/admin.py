@@ -20,12 +20,11 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 
 from ..decisions import state
-from ..errors import APIKeyAuthError, ConfigurationError, Conflict, Refusal
+from ..errors import APIKeyAuthError, Conflict, Refusal
 from ..keys import APIKey, IssuedKey
-from .conf import get_key_manager, load_user, setup
+from .conf import database_of_keys, get_key_manager, load_user
 from .forms import EVERYTHING, EditForm, IssueForm, RevokeForm, RotateForm, may_act_as
 from .models import Key
-from .store import DjangoKeyStore
 
 if TYPE_CHECKING:  # generic for the checker alone
     _ModelAdmin: TypeAlias = admin.ModelAdmin[Key]
@@ -141,8 +140,7 @@ class KeyAdmin(_ModelAdmin):
         return format_html('<a href="{}">{}</a>', address, name)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Key]:
-        store: Any = setup().authenticator.store
-        return super().get_queryset(request).using(store.alias).defer("digest")
+        return super().get_queryset(request).using(database_of_keys()).defer("digest")
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Key], search_term: str
@@ -289,13 +287,5 @@ def _unchanged_since(version: int) -> Callable[[APIKey], APIKey]:
     return guard
 
 
-def keys_are_here() -> bool:
-    """Say whether the configured store is the project's database."""
-    try:
-        return isinstance(setup().authenticator.store, DjangoKeyStore)
-    except ConfigurationError:  # the system check tells
-        return False
-
-
-if keys_are_here():
+if database_of_keys() is not None:
     admin.site.register(Key, KeyAdmin)

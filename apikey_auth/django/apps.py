@@ -17,10 +17,10 @@ class APIKeyAuthConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from .checks import check_middleware, check_setting
+        from .checks import check_database, check_middleware, check_setting
 
-        checks.register(check_setting, checks.Tags.security)
-        checks.register(check_middleware, checks.Tags.security)
+        for check in (check_setting, check_database, check_middleware):
+            checks.register(check, checks.Tags.security)
         post_migrate.connect(begin_history, sender=self, dispatch_uid="apikey_auth.state")
 
 

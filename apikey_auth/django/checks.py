@@ -1,11 +1,12 @@
-"""System checks: E001 the setting, E002 and W001 the middleware's place."""
+"""System checks: E001 the setting, E002 and W001 the middleware's place, W002 the database that keeps keys."""
 
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
+from django.db import connections
 
 from ..errors import ConfigurationError
-from .conf import setup
+from .conf import database_of_keys, setup
 from .middleware import APIKeyMiddleware, check_order, place_of
 
 
@@ -16,6 +17,20 @@ def check_setting(**_: Any) -> list[CheckMessage]:
     except ConfigurationError as error:
         return [Error(str(error), hint="See apikey_auth.django.conf.", id="apikey_auth.E001")]
     return []
+
+
+def check_database(**_: Any) -> list[CheckMessage]:
+    """W002: keys are to be kept where nobody has tried it; Oracle, for one, keeps no empty text."""
+    alias = database_of_keys()
+    if alias is None or (vendor := connections[alias].vendor) in ("sqlite", "postgresql", "mysql"):
+        return []
+    return [
+        Warning(
+            f"API keys are kept in {alias!r}, and were never tested on {vendor}.",
+            hint="Route the models of apikey_auth to SQLite, PostgreSQL, MySQL or MariaDB.",
+            id="apikey_auth.W002",
+        )
+    ]
 
 
 def check_middleware(**_: Any) -> list[CheckMessage]:

@@ -94,6 +94,17 @@ def get_async_key_manager() -> AsyncKeyManager:
     return setup().async_authenticator.keys
 
 
+def database_of_keys() -> str | None:
+    """Tell the alias of the project's database that has the keys; None where they are elsewhere."""
+    from .store import DjangoKeyStore
+
+    try:
+        store = setup().authenticator.store
+    except ConfigurationError:  # the system check tells
+        return None
+    return store.alias if isinstance(store, DjangoKeyStore) else None
+
+
 def _chosen(setting: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name.lower(): setting[name] for name in names if name in setting}
 

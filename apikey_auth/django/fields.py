@@ -8,6 +8,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from django.core.exceptions import ValidationError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, Field, TextField
 
@@ -67,13 +68,27 @@ class UTCDateTimeField(_Field):
     def db_type(self, connection: BaseDatabaseWrapper) -> str:
         return {"postgresql": "timestamp", "mysql": "datetime(6)"}.get(connection.vendor, "varchar(26)")
 
+    def to_python(self, value: Any) -> datetime | None:
+        """Read a time, or what ``dumpdata`` writes of one. Without a zone it is UTC."""
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value)
+            except ValueError:
+                raise ValidationError(f"{value!r} is no time") from None
+        naive = isinstance(value, datetime) and value.utcoffset() is None
+        found: datetime | None = value.replace(tzinfo=UTC) if naive else value
+        return found
+
+    def get_prep_value(self, value: Any) -> datetime | None:
+        return self.to_python(super().get_prep_value(value))
+
     def get_db_prep_value(
         self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
     ) -> str | datetime | None:
-        value = super().get_db_prep_value(value, connection, prepared)
-        if not isinstance(value, datetime):
-            return None if value is None else str(value)  # a search term
-        naive = value.astimezone(UTC).replace(tzinfo=None)
+        time: datetime | None = super().get_db_prep_value(value, connection, prepared)
+        if time is None:
+            return None
+        naive = time.astimezone(UTC).replace(tzinfo=None)
         if connection.vendor in ("postgresql", "mysql"):
             return naive
         return naive.isoformat(" ", "microseconds")  # of one width, so that text is ordered as time is
@@ -95,3 +110,6 @@ class JSONTextField(_TextField):
 
     def to_python(self, value: Any) -> Any:
         return value
+
+    def value_to_string(self, obj: Any) -> Any:
+        return self.value_from_object(obj)  # dumpdata writes JSON itself

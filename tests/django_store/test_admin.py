@@ -13,7 +13,7 @@ from django.test import Client, override_settings
 
 from apikey_auth import APIKey, IssuedKey, KeyNotLive, MemoryKeyStore
 from apikey_auth.django import get_key_manager
-from apikey_auth.django.admin import keys_are_here
+from apikey_auth.django.conf import database_of_keys
 from apikey_auth.django.models import Key
 from apikey_auth.testing.records import record
 
@@ -572,8 +572,8 @@ class TestOwners:
 
 
 def test_the_admin_is_for_keys_in_the_projects_database() -> None:
-    assert keys_are_here()
+    assert database_of_keys() == "default"
     assert admin.site.is_registered(Key)
     for other in ({"STORE": MemoryKeyStore()}, {"STORE": None}, None):
         with override_settings(APIKEY_AUTH=other):
-            assert not keys_are_here()
+            assert database_of_keys() is None

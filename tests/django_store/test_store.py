@@ -9,12 +9,20 @@ import psycopg
 import pytest
 from asgiref.sync import async_to_sync
 from databases import Server
+from django.core.checks import Tags, run_checks
 from django.core.management import call_command
 from django.db import Error, OperationalError, connections, transaction
 from django.test import AsyncClient, Client, override_settings
 from django.test.utils import CaptureQueriesContext
 
-from apikey_auth import AsyncKeyManager, ConfigurationError, DuplicateKey, KeyManager, StoreUnavailable
+from apikey_auth import (
+    AsyncKeyManager,
+    ConfigurationError,
+    DuplicateKey,
+    KeyManager,
+    MemoryKeyStore,
+    StoreUnavailable,
+)
 from apikey_auth.decisions import changed
 from apikey_auth.django import conf, get_key_manager
 from apikey_auth.django import store as module
@@ -326,6 +334,17 @@ class TestModels:
         assert store.swap(record(), changed(record()))
         close_connections()
 
+    def test_what_dumpdata_writes_loaddata_reads(self, store: DjangoKeyStore, tmp_path: Any) -> None:
+        seconds = {name: NOW.replace(microsecond=123000) for name in TIME_FIELDS}  # its JSON has milliseconds
+        keys = [record("k1", **{**FULL, **seconds}), record("k2", created_at=NOW.replace(microsecond=0))]
+        for key in keys:
+            store.add(key)
+        file = tmp_path / "keys.json"
+        call_command("dumpdata", "apikey_auth.key", database=store.alias, output=str(file), verbosity=0)
+        Key.objects.using(store.alias).all().delete()
+        call_command("loaddata", str(file), database=store.alias, verbosity=0)
+        assert list(store.find().items) == keys
+
 
 def every_call(store: DjangoKeyStore) -> list[Callable[[], object]]:
     return [
@@ -339,6 +358,19 @@ def every_call(store: DjangoKeyStore) -> list[Callable[[], object]]:
         partial(store.touch, {"k1": NOW}),
         partial(store.changes, None),
     ]
+
+
+class TestChecks:
+    def test_each_database_passes_djangos_own(self, store: DjangoKeyStore) -> None:
+        messages = run_checks(tags=[Tags.models, Tags.database], databases=[store.alias])
+        assert [message for message in messages if "apikey_auth" in str(message.obj)] == []
+
+    def test_a_database_that_was_never_tried_is_w002(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "apikey_auth.W002" not in [message.id for message in run_checks()]
+        monkeypatch.setattr(connections["default"], "vendor", "oracle", raising=False)
+        assert "apikey_auth.W002" in [message.id for message in run_checks()]
+        with override_settings(APIKEY_AUTH={"STORE": MemoryKeyStore()}):
+            assert "apikey_auth.W002" not in [message.id for message in run_checks()]
 
 
 class TestFailures:
