@@ -25,8 +25,8 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -61,8 +61,12 @@ SETTLING = 0.3  # seconds, after a revocation; what is left then goes along with
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)  # which a double counts without rounding up to the year 9999
 _TIMES = ("created_at", "expires_at", "revoked_at", "grace_until", "last_used_at")
+_LISTS = ("scopes", "addresses")
 _HEADER = ("owner", "version", "revoked_at", "digest")  # what scripts read of a record
 _BODY = tuple(field.name for field in fields(APIKey) if field.name not in (*_HEADER, "id", "last_used_at"))
+_ABSENT = {name: None for name in _BODY if name != "created_at"}  # without a time it is no record
+
+_parse = json.JSONDecoder().raw_decode  # json.loads looks for blanks, and for who knows what encoding
 
 
 class Script(NamedTuple):
@@ -331,30 +335,36 @@ def _end(key: APIKey) -> str | int:
 
 
 def _record(key: APIKey) -> str:
-    """Write a record in two lines: what the scripts read, and the rest, which they never parse."""
+    """Write a record in two lines: what the scripts read, and the rest, which they never parse.
+
+    What is None is left out, so that a field to come needs no new records.
+    """
     header = [getattr(key, name) for name in _HEADER]
-    body = {name: getattr(key, name) for name in _BODY}
+    body = {name: value for name in _BODY if (value := getattr(key, name)) is not None}
     return f"{json.dumps(header, default=_iso)}\n{json.dumps(body, default=_iso)}"
 
 
 def _seen(key_id: str, stored: bytes, used: bytes | None, marks: Sequence[Mark]) -> Seen:
     """Read a record, and what the marks say of it. Raises StoreUnavailable for what is none of ours."""
     try:
-        head, body = stored.decode().split("\n", 1)
-        revision, header = head.split(" ", 1)
-        values = json.loads(body)
-        values.update(zip(_HEADER, json.loads(header), strict=True))
-        values.update(id=key_id, last_used_at=None if used is None else used.decode())
-        mark = _mark(int(revision), values["owner"], marks) if values["revoked_at"] is None else None
-        if mark is not None:
-            values.update(version=values["version"] + 1, revoked_at=mark.at, revoked_reason=mark.reason)
+        text = stored.decode()
+        space = text.index(" ")
+        revision = int(text[:space])
+        (owner, version, revoked_at, digest), end = _parse(text, space + 1)
+        values = {**_ABSENT, **_parse(text, end + 1)[0]}
+        if revoked_at is None and (mark := _mark(revision, owner, marks)) is not None:
+            version, revoked_at, values["revoked_reason"] = version + 1, mark.at, mark.reason
+        else:
+            mark = None
+        values["id"], values["owner"], values["digest"], values["version"] = key_id, owner, digest, version
+        values["revoked_at"], values["last_used_at"] = revoked_at, None if used is None else used.decode()
         for name in _TIMES:
-            if values[name] is not None:
-                values[name] = datetime.fromisoformat(values[name])
-        for name in ("scopes", "addresses"):
-            if values[name] is not None:
-                values[name] = tuple(values[name])
-        return Seen(restored(values), int(revision), mark)
+            if (time := values[name]) is not None:
+                values[name] = datetime.fromisoformat(time)
+        for name in _LISTS:
+            if (items := values[name]) is not None:
+                values[name] = tuple(items)
+        return Seen(restored(values), revision, mark)
     except (ValueError, TypeError, LookupError) as error:
         raise StoreUnavailable(f"what is stored as the key {key_id!r} is no record") from error
 
@@ -369,20 +379,17 @@ def _marks(told: bytes | None) -> Sequence[Mark]:
     return () if told is None else [Mark(*json.loads(line)) for line in told.split(b"\n")]
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
+# What redis-py raises. AttributeError is among it, where a cluster's new topology takes a connection from its user.
+_FAILURES = (RedisError, RedisClusterException, OSError, AttributeError)
+
+
+def _unavailable(error: Exception) -> StoreUnavailable:
     """Turn what redis-py raises into what the protocol promises."""
-    try:
-        yield
-    except (RedisClusterException, AttributeError) as error:
-        # The text of the first may hold the command, and so a digest. The other is redis-py's as well, where
-        # a cluster's new topology takes a connection away from its user.
-        raise StoreUnavailable(f"Redis failed: {type(error).__name__}") from error
-    except (RedisError, OSError) as error:
-        told = str(error).partition(", with args")[
-            0
-        ]  # a server that lacks a command repeats what it was sent
-        raise StoreUnavailable(f"Redis failed: {told or type(error).__name__}") from error
+    told = type(error).__name__
+    if isinstance(error, RedisError | OSError):  # the others' texts may hold the command, and so a digest
+        # A server that lacks a command repeats what it was sent.
+        told = str(error).partition(", with args")[0] or told
+    return StoreUnavailable(f"Redis failed: {told}")
 
 
 def _prefix(namespace: str) -> str:
@@ -588,21 +595,24 @@ class RedisKeyStore:
         try:
             step = next(operation)
             while True:
-                with _translated():
-                    reply = self._send(self._clients.get(), step)
-                step = operation.send(reply)
+                step = operation.send(self._send(step))
         except StopIteration as end:
             answer: T = end.value
             return answer
 
-    def _send(self, client: Any, step: Step) -> Any:
+    def _send(self, step: Step) -> Any:
         """Send a command, and take its reply in bytes, whatever the client would make of it."""
-        if step.script is None:
-            return client.execute_command(*step.arguments, NEVER_DECODE=True)
+        arguments, script = step
         try:
-            return client.execute_command("EVALSHA", step.script.sha, *step.arguments, NEVER_DECODE=True)
-        except NoScriptError:
-            return client.execute_command("EVAL", step.script.text, *step.arguments, NEVER_DECODE=True)
+            client = self._clients.get()
+            if script is None:
+                return client.execute_command(*arguments, NEVER_DECODE=True)
+            try:
+                return client.execute_command("EVALSHA", script.sha, *arguments, NEVER_DECODE=True)
+            except NoScriptError:
+                return client.execute_command("EVAL", script.text, *arguments, NEVER_DECODE=True)
+        except _FAILURES as error:
+            raise _unavailable(error) from error
 
 
 class AsyncRedisKeyStore:
@@ -685,20 +695,21 @@ class AsyncRedisKeyStore:
         try:
             step = next(operation)
             while True:
-                with _translated():
-                    reply = await self._send(await self._clients.get(), step)
-                step = operation.send(reply)
+                step = operation.send(await self._send(step))
         except StopIteration as end:
             answer: T = end.value
             return answer
 
-    async def _send(self, client: Any, step: Step) -> Any:
+    async def _send(self, step: Step) -> Any:
         """Send a command, and take its reply in bytes, whatever the client would make of it."""
-        if step.script is None:
-            return await client.execute_command(*step.arguments, NEVER_DECODE=True)
+        arguments, script = step
         try:
-            return await client.execute_command(
-                "EVALSHA", step.script.sha, *step.arguments, NEVER_DECODE=True
-            )
-        except NoScriptError:
-            return await client.execute_command("EVAL", step.script.text, *step.arguments, NEVER_DECODE=True)
+            client = await self._clients.get()
+            if script is None:
+                return await client.execute_command(*arguments, NEVER_DECODE=True)
+            try:
+                return await client.execute_command("EVALSHA", script.sha, *arguments, NEVER_DECODE=True)
+            except NoScriptError:
+                return await client.execute_command("EVAL", script.text, *arguments, NEVER_DECODE=True)
+        except _FAILURES as error:
+            raise _unavailable(error) from error

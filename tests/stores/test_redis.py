@@ -328,10 +328,10 @@ def test_a_record_that_changes_while_it_is_settled_keeps_its_change(
         crash.setattr(module, "_settle", lambda *_: iter(()))
         store.revoke_all(None, NOW, "all")
         settling = module._settle_some(store._ns)
-        read = store._send(store._clients.get(), next(settling))
+        read = store._send(next(settling))
         last = changed(revoked(record(), "all"), name="in between")
         assert store.swap(revoked(record(), "all"), last)
-        store._send(store._clients.get(), settling.send(read))
+        store._send(settling.send(read))
     assert store.get("k1") == last
     assert "marks" not in names(server, namespace)
     store.close()
