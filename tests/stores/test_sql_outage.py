@@ -94,8 +94,8 @@ async def called(answer: Awaitable[None] | None) -> None:
 
 
 @pytest.fixture
-def sockets_before() -> int:
-    """How many sockets this process has, but for those that earlier tests left to the garbage collector."""
+async def sockets_before() -> int:
+    """How many sockets this process and its event loop have; what earlier tests left is collected first."""
     gc.collect()
     return sockets()
 
