@@ -48,6 +48,9 @@ def sqlite_alias(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def postgresql_settings(url: str, name: str) -> dict[str, Any]:
     """Make a database on a server, and give what Django needs to know of it."""
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"
+        )  # of a run before, on a lasting server
         connection.execute(f"CREATE DATABASE {name}")
         server = connection.info
         return {
@@ -74,7 +77,10 @@ def mariadb_settings(url: str, name: str) -> dict[str, Any]:
         server.password or "",
     )
     with pymysql.connect(host=host, port=port, user=user, password=str(password)) as connection:
-        connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET latin1")
+        cursor = connection.cursor()
+        if cursor.execute("SHOW DATABASES LIKE %s", [name]):  # of a run before, on a lasting server
+            cursor.execute(f"DROP DATABASE {name}")
+        cursor.execute(f"CREATE DATABASE {name} CHARACTER SET latin1")
     return {
         "ENGINE": "django.db.backends.mysql",
         "NAME": name,

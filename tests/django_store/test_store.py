@@ -10,6 +10,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from databases import Server
 from django.core.checks import Tags, run_checks
+from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db import Error, OperationalError, connections, transaction
 from django.test import AsyncClient, Client, override_settings
@@ -138,6 +139,30 @@ class TestHostTransaction:
         with transaction.atomic(using=store.alias), rolled_back(store.alias):
             store.on_commit(partial(called.append, 2))
         assert called == []
+
+
+class TestFields:
+    def test_what_is_read_has_the_types_that_it_was_given_with(self, store: DjangoKeyStore) -> None:
+        store.add(record(**FULL))
+        for key in (store.get("k1"), store.find().items[0]):
+            assert key is not None
+            assert key.disabled is True
+            assert [type(value) for value in (key.scopes, key.addresses, key.metadata)] == [
+                tuple,
+                tuple,
+                dict,
+            ]
+
+    @pytest.mark.parametrize("owner", ["a\0b", "\ud800", "", "x" * 10_000])
+    def test_an_owner_whom_no_record_can_have_has_no_keys(self, store: DjangoKeyStore, owner: str) -> None:
+        store.add(record())
+        assert store.find(owner=owner).items == ()
+        assert store.count(owner=owner) == store.revoke_all(owner, NOW, None) == 0
+        assert store.get("k1") == record()
+
+    def test_what_is_in_no_field_is_no_time(self) -> None:
+        with pytest.raises(ValidationError, match="no time"):
+            Key.objects.filter(created_at__gt="soon").exists()
 
 
 class TestStatements:
@@ -474,13 +499,17 @@ class TestRetries:
             DjangoKeyStore(sqlite_alias).revoke_all("nobody", NOW, None)
         assert len(attempts) == 1
 
-    def test_within_a_host_transaction_the_host_is_told(
+    def test_within_a_host_transaction_the_host_is_told_and_decides(
         self, sqlite_alias: str, failing: Callable[[int, object], list[int]]
     ) -> None:
-        attempts = failing(1, 1213)
-        with rolled_back(sqlite_alias), pytest.raises(StoreUnavailable, match="deadlock"):
-            DjangoKeyStore(sqlite_alias).revoke_all("nobody", NOW, None)
+        Key.objects.using(sqlite_alias).all().delete()
+        attempts, store = failing(1, 1213), DjangoKeyStore(sqlite_alias)
+        with transaction.atomic(using=sqlite_alias):
+            store.add(record())
+            with pytest.raises(StoreUnavailable, match="deadlock"):
+                store.revoke_all(None, NOW, None)
         assert len(attempts) == 1
+        assert store.get("k1") == record()
 
     def test_transactions_that_may_not_see_each_other_are_tried_until_they_do(
         self, postgresql_alias: str
