@@ -275,7 +275,8 @@ class DjangoKeyStore:
     migrate`` makes the tables. How long a call may take is the database's to say, in DATABASES.
 
     Within ``transaction.atomic()`` a call takes part in the transaction: what it changes holds from the
-    commit, and is gone with a rollback. Raises ConfigurationError for an alias that there is not.
+    commit, and is gone with a rollback; what it reads may, under an isolation above READ COMMITTED, be of
+    before a revocation. Raises ConfigurationError for an alias that there is not.
     """
 
     def __init__(self, using: str | None = None) -> None:
@@ -339,7 +340,8 @@ class AsyncDjangoKeyStore:
     migrate`` makes the tables. How long a call may take is the database's to say, in DATABASES.
 
     Within ``transaction.atomic()`` a call takes part in the transaction: what it changes holds from the
-    commit, and is gone with a rollback. Raises ConfigurationError for an alias that there is not.
+    commit, and is gone with a rollback; what it reads may, under an isolation above READ COMMITTED, be of
+    before a revocation. Raises ConfigurationError for an alias that there is not.
     """
 
     def __init__(self, using: str | None = None) -> None:
