@@ -2,17 +2,28 @@
 -- dead. Answers how many it deleted.
 
 call('HSET', STATE, 'floor', advance())
-local deleted = 0
+local generation = call('HGET', STATE, 'generation')
+local ids, names, owners, unrevoked = {}, {}, {}, 0
 for n = 2, #ARGV, 3 do
   local id, owner, settled = unpack(ARGV, n, n + 2)
   if is_still(id, settled) then
-    count_out(owner, id)
-    call('DEL', record_of(id), NAMESPACE .. 'used:' .. id)
+    unrevoked = unrevoked + call('SREM', worklist(generation, owner), id)
     call('ZREM', NAMESPACE .. 'ids:' .. owner, id)
-    for _, index in ipairs({'ids', 'ends', 'changed'}) do
-      call('ZREM', NAMESPACE .. index, id)
-    end
-    deleted = deleted + 1
+    owners[owner] = true
+    ids[#ids + 1] = id
+    names[#names + 1] = record_of(id)
+    names[#names + 1] = NAMESPACE .. 'used:' .. id
   end
 end
-return deleted
+
+if #ids > 0 then
+  call('DEL', unpack(names))
+  for _, index in ipairs({'ids', 'ends', 'changed'}) do
+    call('ZREM', NAMESPACE .. index, unpack(ids))
+  end
+  call('HINCRBY', STATE, 'unrevoked', -unrevoked)
+  for owner in pairs(owners) do
+    strike_owner(generation, owner)
+  end
+end
+return #ids

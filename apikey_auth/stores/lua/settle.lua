@@ -3,13 +3,18 @@
 -- and the record. Takes them off the list, and the mark away if there are no more.
 
 local name = ARGV[2]
+local owners = {}
 for n = 3, #ARGV, 6 do
   local owner, id, before, after, ends, record = unpack(ARGV, n, n + 5)
   if before ~= '' and is_still(id, before) then
     call('SET', record_of(id), after .. ' ' .. record)
     set_end(id, ends)
   end
-  strike(name, owner, id)
+  call('SREM', worklist(name, owner), id)
+  owners[owner] = true
+end
+for owner in pairs(owners) do
+  strike_owner(name, owner)
 end
 
 local marks = call('GET', MARKS)

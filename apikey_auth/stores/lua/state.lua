@@ -41,19 +41,18 @@ local function worklist(name, owner)
   return owner and owners .. ':' .. owner or owners
 end
 
-local function strike(name, owner, id)
-  local ids = worklist(name, owner)
-  local struck = call('SREM', ids, id)
-  if call('EXISTS', ids) == 0 then
+-- An owner with no more ids on a list goes from it.
+local function strike_owner(name, owner)
+  if call('EXISTS', worklist(name, owner)) == 0 then
     call('SREM', worklist(name), owner)
   end
-  return struck
 end
 
 local function count_out(owner, id)
-  local struck = strike(call('HGET', STATE, 'generation'), owner, id)
-  if struck == 1 then
+  local generation = call('HGET', STATE, 'generation')
+  if call('SREM', worklist(generation, owner), id) == 1 then
     call('HINCRBY', STATE, 'unrevoked', -1)
+    strike_owner(generation, owner)
   end
 end
 
