@@ -31,7 +31,7 @@ from apikey_auth.django.models import Key, State
 from apikey_auth.django.store import AsyncDjangoKeyStore, DjangoKeyStore
 from apikey_auth.stores.protocol import Changes
 from apikey_auth.testing.drive import Threads
-from apikey_auth.testing.records import DAY, FULL, NOW, TIME_FIELDS, TIMES, cases, record
+from apikey_auth.testing.records import DAY, FULL, KATHMANDU, MOMENT, NOW, TIME_FIELDS, TIMES, cases, record
 
 from .conftest import close_connections, install, mariadb_settings, migrated, postgresql_settings
 
@@ -159,6 +159,13 @@ class TestFields:
         assert store.find(owner=owner).items == ()
         assert store.count(owner=owner) == store.revoke_all(owner, NOW, None) == 0
         assert store.get("k1") == record()
+
+    def test_a_query_of_the_models_may_ask_in_any_zone(self, store: DjangoKeyStore) -> None:
+        store.add(record(created_at=NOW))
+        keys, there = Key.objects.using(store.alias), NOW.astimezone(KATHMANDU)
+        assert keys.get(created_at=there).created_at == NOW
+        assert not keys.filter(created_at__gt=there).exists()
+        assert keys.filter(created_at__gt=there - MOMENT).exists()
 
     def test_what_is_in_no_field_is_no_time(self) -> None:
         with pytest.raises(ValidationError, match="no time"):
