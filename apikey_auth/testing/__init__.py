@@ -13,6 +13,14 @@ The whole test file of a store::
 
 The store may be of either colour, and no plugin of pytest is needed. ``KeyReaderContract`` is for a store
 that has ``get`` alone.
+
+In the tests of an application::
+
+    clock, store = FakeClock(), UnreliableStore(MemoryKeyStore())
+    auth = Authenticator(store, clock=clock)
+    client.get("/reports", headers=headers_for("ada", auth, scopes=["reports:read"]))
+    clock.advance(timedelta(days=366))     # the key has expired
+    store.fail("get")                      # 503, not 401
 """
 
 try:
@@ -29,6 +37,14 @@ pytest.register_assert_rewrite(
 )
 
 from .contract import KeyStoreContract  # noqa: E402
+from .doubles import FakeClock, UnreliableStore, headers_for, key_for  # noqa: E402
 from .reader import KeyReaderContract  # noqa: E402
 
-__all__ = ["KeyReaderContract", "KeyStoreContract"]
+__all__ = [
+    "FakeClock",
+    "KeyReaderContract",
+    "KeyStoreContract",
+    "UnreliableStore",
+    "headers_for",
+    "key_for",
+]

@@ -7,7 +7,7 @@ of its own, so that no plugin of pytest is needed, and threads of a test are tas
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -159,12 +159,17 @@ class Threads:
 
     def __init__(self, leave: Callable[[], None] = lambda: None) -> None:
         self._leave = leave
+        self._turn = 0
 
     def at_once(self, *calls: Callable[[], T]) -> list[T]:
         """Make each call in a thread of its own; answer what they answered."""
         barrier = Barrier(len(calls))
+        # Another one each time comes to the barrier last, and is the first to go on.
+        self._turn = first = (self._turn + 1) % len(calls)
         with ThreadPoolExecutor(len(calls)) as pool:
-            return list(pool.map(lambda call: self._let_go(barrier, call), calls))
+            going = [pool.submit(self._let_go, barrier, call) for call in (*calls[first:], *calls[:first])]
+            wait(going)
+        return [call.result() for call in (*going[-first:], *going[:-first])]
 
     def watched(self, watch: Callable[[Event], T], *calls: Callable[[], object]) -> T:
         """Make calls at once while one more looks on, who is told when they are done; answer what it saw."""

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
     initialize,
-    invariant,
     rule,
     run_state_machine_as_test,
 )
@@ -25,7 +24,7 @@ from ..stores.protocol import Revision
 from .drive import Kept
 from .records import NOW
 
-IDS = [*"abcAB", "k1", "K1", "ключ", "é", "z" * 255]
+IDS = ["k1", "K1", "é" * 255]
 OWNERS = ["User1", "user1", "Ünï"]
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -44,10 +43,11 @@ scopes = st.none() | st.lists(st.sampled_from(["a", "b:read", "C"]), max_size=3)
 networks = st.none() | st.lists(st.sampled_from(["10.0.0.0/8", "::1/128"]), max_size=2)
 a_key_id = st.sampled_from(IDS)
 an_owner = st.sampled_from(OWNERS)
-contents = st.fixed_dictionaries(
-    {"owner": an_owner, "digest": texts, "created_at": times},
+plain = st.fixed_dictionaries({"owner": an_owner, "digest": st.just("sha256$$00"), "created_at": near})
+full = st.fixed_dictionaries(
+    {"owner": an_owner, "digest": texts | st.just("d" * 255), "created_at": times},
     optional={
-        "name": texts,
+        "name": texts | st.just("ö" * 255),
         "prefix": texts,
         "last4": st.text("abc", max_size=4),
         "scopes": scopes,
@@ -65,6 +65,7 @@ contents = st.fixed_dictionaries(
         "version": st.integers(1, 5),
     },
 )
+contents = plain | plain | full  # most are short, so that there is time for many steps
 
 
 def outcome(call: Callable[[], Any]) -> Any:
@@ -92,6 +93,14 @@ class SameAsMemory(RuleBasedStateMachine):
         assert outcome(lambda: getattr(self.store, method)(*args, **kwargs)) == expected
         return expected
 
+    def change(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Do something to both that may change records, and compare them all."""
+        answer = self.both(method, *args, **kwargs)
+        self.both("find", limit=1000)
+        for key_id in ("k1", "K1"):
+            self.both("get", key_id)
+        return answer
+
     def revision_of_both(self) -> tuple[Revision, Revision]:
         model = self.model.changes(None).revision
         return model, model if self.store.lacks("changes") else self.store.changes(None).revision
@@ -102,38 +111,38 @@ class SameAsMemory(RuleBasedStateMachine):
 
     @rule(key_id=a_key_id, given=contents)
     def add(self, key_id: str, given: dict[str, Any]) -> None:
-        self.both("add", APIKey(id=key_id, **given))
+        self.change("add", APIKey(id=key_id, **given))
 
-    @rule(key_id=a_key_id, given=contents, late=st.sampled_from([0, 0, 0, 1]))
-    def swap(self, key_id: str, given: dict[str, Any], late: int) -> None:
+    @rule(key_id=a_key_id, given=contents, late=st.booleans())
+    def swap(self, key_id: str, given: dict[str, Any], late: bool) -> None:
         old = self.model.get(key_id) or APIKey(id=key_id, **given)
         old = changed(old) if late else old
-        self.both("swap", old, APIKey(**{**given, "id": key_id, "version": old.version + 1}))
+        self.change("swap", old, APIKey(**{**given, "id": key_id, "version": old.version + 1}))
 
     @rule(key_id=a_key_id, successor_id=a_key_id, given=contents)
     def rotate(self, key_id: str, successor_id: str, given: dict[str, Any]) -> None:
         old = self.model.get(key_id)
         if old is not None:
-            self.both("swap", old, changed(old), successor=APIKey(id=successor_id, **given))
+            self.change("swap", old, changed(old), successor=APIKey(id=successor_id, **given))
 
     @rule(key_id=a_key_id, given=contents, step=st.sampled_from([-1, 0, 2]))
     def swap_to_what_does_not_follow(self, key_id: str, given: dict[str, Any], step: int) -> None:
         old = APIKey(id=key_id, **given)
-        answer = self.both("swap", old, APIKey(**{**given, "id": key_id, "version": old.version + step}))
+        answer = self.change("swap", old, APIKey(**{**given, "id": key_id, "version": old.version + step}))
         assert answer[0] is ValueError
 
     @rule(owner=st.none() | an_owner, at=times, reason=st.none() | texts)
     def revoke_all(self, owner: str | None, at: datetime, reason: str | None) -> None:
-        self.both("revoke_all", owner, at, reason)
+        self.change("revoke_all", owner, at, reason)
 
     @rule(before=times)
     def purge(self, before: datetime) -> None:
-        self.both("purge", before)
+        self.change("purge", before)
 
     @rule(used=st.dictionaries(a_key_id, times, max_size=4))
     def touch(self, used: dict[str, datetime]) -> None:
         if not self.store.lacks("touch"):
-            self.both("touch", used)
+            self.change("touch", used)
 
     @rule(owner=st.none() | an_owner, live_at=maybe_time, after=st.none() | texts, limit=st.integers(1, 4))
     def find(self, owner: str | None, live_at: datetime | None, after: str | None, limit: int) -> None:
@@ -156,12 +165,6 @@ class SameAsMemory(RuleBasedStateMachine):
             moved = store.revision.number - self.start[1].number
             assert (store.ids, moved) == (model.ids, model.revision.number)
 
-    @invariant()
-    def the_records_are_the_same(self) -> None:
-        self.both("find", limit=1000)
-        for key_id in ("k1", "K1"):
-            self.both("get", key_id)
-
 
 def empty(kept: Kept) -> None:
     """Take all records out of a store, by its own methods."""
@@ -177,6 +180,7 @@ def compare_to_memory(kept: Kept, examples: int) -> None:
         stateful_step_count=25,
         deadline=None,
         database=None,
+        phases=(Phase.generate, Phase.shrink),
         suppress_health_check=cast("list[HealthCheck]", list(HealthCheck)),
     )
     run_state_machine_as_test(lambda: SameAsMemory(kept), settings=chosen)  # type: ignore[arg-type]

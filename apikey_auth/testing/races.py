@@ -45,10 +45,14 @@ class KeyStoreRaces(KeyStoreSentences):
     def test_increments_by_swap_are_never_lost(self, kept: Kept, threads: Threads) -> None:
         kept.add(record(version=1))
 
+        def increment_once() -> bool:
+            key = kept.get("k1")
+            assert key is not None
+            return kept.swap(key, changed(key, name=f"{int(key.name or 0) + 1}"))
+
         def increment() -> None:
             for _ in range(self.rounds):
-                while not kept.swap(key := found(kept, "k1"), changed(key, name=f"{int(key.name or 0) + 1}")):
-                    pass
+                until(increment_once, bool)
 
         threads.at_once(*[increment] * 4)
         total = 4 * self.rounds
@@ -277,12 +281,6 @@ class KeyStoreRaces(KeyStoreSentences):
         assert [key_id for key_id in every if len(key_id) == 7] == lasting
         assert len(set(every)) == len(every)
         assert live == lasting
-
-
-def found(kept: Kept, key_id: str) -> APIKey:
-    key = kept.get(key_id)
-    assert key is not None
-    return key
 
 
 def unless_duplicate(call: Callable[[], object]) -> bool:

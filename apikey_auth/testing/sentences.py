@@ -62,6 +62,16 @@ class KeyStoreSentences(KeyReaderContract):
         kept.revoke_all(None, NOW, "all")
         assert before == record(metadata={"a": 1})
 
+    def test_every_read_is_of_what_is_stored_now(self, kept: Kept) -> None:
+        kept.add(record())
+        assert kept.get("k1") == record()
+        kept.swap(record(), changed(record(), name="new"))
+        assert kept.get("k1") == record(name="new", version=2)
+        kept.revoke_all(None, NOW, None)
+        assert kept.get("k1") == record(name="new", revoked_at=NOW, version=3)
+        kept.purge(NOW + DAY)
+        assert kept.get("k1") is None
+
     def test_changing_what_was_read_changes_nothing_in_the_store(self, kept: Kept) -> None:
         kept.add(record(metadata={"a": {"b": 1}}))
         read = kept.get("k1")
@@ -507,6 +517,13 @@ class KeyStoreSentences(KeyReaderContract):
         kept.touch({key_id: NOW, "k1": NOW})
         assert everything(kept) == [record(last_used_at=NOW)]
 
+    def test_a_touch_does_not_bring_a_purged_key_back(self, kept: Kept) -> None:
+        kept.add(record(expires_at=NOW - DAY))
+        assert kept.get("k1") == record(expires_at=NOW - DAY)
+        kept.purge(NOW)
+        kept.touch({"k1": NOW})
+        assert everything(kept) == []
+
     def test_a_touch_of_nothing_does_nothing(self, kept: Kept) -> None:
         kept.add(record())
         kept.touch({})
@@ -519,6 +536,7 @@ class KeyStoreSentences(KeyReaderContract):
 
     def test_a_touch_does_not_bring_a_revoked_key_back(self, kept: Kept) -> None:
         kept.add(record())
+        assert kept.get("k1") == record()  # which nobody may keep, and write back
         kept.revoke_all(None, NOW, None)
         kept.touch({"k1": NOW + DAY})
         assert kept.get("k1") == record(revoked_at=NOW, last_used_at=NOW + DAY, version=2)
