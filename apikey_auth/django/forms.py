@@ -112,7 +112,7 @@ class EditForm(RightsForm):
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean()
         changed = {"all_scopes": "scopes", "any_address": "addresses"}
-        names = {changed.get(name, name) for name in self.changed_data} - {"version"}
+        names = {changed.get(name, name) for name in self.changed_data}
         self.given |= {name: cleaned.get(name) for name in ("expires_at", "disabled")}
         self.given = {name: value for name, value in self.given.items() if name in names}
         return cleaned
