@@ -137,7 +137,7 @@ def _add(ns: str, key: APIKey) -> Operation[bool]:
 def _swap(ns: str, old: APIKey, new: APIKey, successor: APIKey | None) -> Operation[tuple[bool, bool]]:
     """Answer whether it was done, and whether there is something to settle."""
     following = () if successor is None else _new(successor)
-    done, marked = yield _run(ns, _SWAP, *_indexed(new), old.version, old.digest, _record(new), *following)
+    done, marked = yield _run(ns, _SWAP, *_indexed(new), old.version, _record(new), old.digest, *following)
     if successor is not None and done == 2:
         raise DuplicateKey(successor.id)
     return done == 1, bool(marked)
@@ -222,7 +222,7 @@ def _touch(ns: str, used: Mapping[str, datetime]) -> Operation[None]:
 
 def _changes(ns: str, since: Revision | None) -> Operation[Changes]:
     """Read the revision and the ids in one step, so that they belong together."""
-    asked = ("", 0) if since is None or not 0 <= since.number < 2**63 else (since.epoch, since.number)
+    asked = ("", 0) if since is None else (since.epoch, since.number)
     epoch, revision, floor, ids = yield _run(ns, _CHANGES, *asked, MAX_CHANGES + 1)
     now = Revision(epoch.decode(), int(revision))
     known = since is not None and since.epoch == now.epoch and int(floor) <= since.number <= now.number
@@ -291,6 +291,9 @@ def _read(ns: str, ids: Sequence[str]) -> Operation[list[Seen]]:
 
 
 def _run(ns: str, script: Script, *arguments: str | bytes | int) -> Step:
+    """Give a script to the server. No digest may stand at the front: where a server lacks a command, its error
+    repeats the first 128 characters of what it was sent.
+    """
     return Step((1, f"{ns}state", secrets.token_hex(16), *arguments), script)
 
 
@@ -387,8 +390,7 @@ def _unavailable(error: Exception) -> StoreUnavailable:
     """Turn what redis-py raises into what the protocol promises."""
     told = type(error).__name__
     if isinstance(error, RedisError | OSError):  # the others' texts may hold the command, and so a digest
-        # A server that lacks a command repeats what it was sent.
-        told = str(error).partition(", with args")[0] or told
+        told = str(error) or told
     return StoreUnavailable(f"Redis failed: {told}")
 
 

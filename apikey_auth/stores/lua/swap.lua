@@ -1,7 +1,7 @@
--- ARGV: epoch, id, owner, unrevoked, ends, version, digest, record, and the same of a successor as add.lua takes.
+-- ARGV: epoch, id, owner, unrevoked, ends, version, record, digest, and the same of a successor as add.lua takes.
 -- Answers 0 if it is too late, 1 if it was done, 2 for a duplicate; and whether there are marks.
 
-local _, id, owner, unrevoked, ends, version, digest, record = unpack(ARGV, 1, 8)
+local _, id, owner, unrevoked, ends, version, record, digest = unpack(ARGV, 1, 8)
 local successor = ARGV[9]
 
 -- The version that readers see: a mark that is still to be written into the record counts as one more.
