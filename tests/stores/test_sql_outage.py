@@ -30,7 +30,7 @@ NOW = datetime(2026, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
 TIMEOUT = 1.0
 ALLOWANCE = 1.5  # psycopg connects for 2 s at least, and the machine is busy
 
-PAUSE = 0.25  # between the calls of each of the 50, who would keep each other waiting for too long
+PAUSE = 0.5  # between the calls of each of the 50, who would keep each other waiting for too long
 
 Store: TypeAlias = SQLKeyStore | AsyncSQLKeyStore
 
@@ -304,14 +304,14 @@ async def test_a_server_that_fails_under_load_is_unavailable_until_it_is_back_an
     store = driver.store(own.url)
     await set_up(store)
     async with Load(store) as load:
-        await load.until_all(lambda worker: len(worker.made) >= 10, "all had begun")
+        await load.until_all(lambda worker: len(worker.made) >= 5, "all had begun")
         down = monotonic()
         await asyncio.to_thread(fail, own)
         failed = monotonic()
         await load.until_all(lambda worker: worker.failed_since(failed), "all had noticed")
         await asyncio.to_thread(recover, own)
         up = monotonic()
-        await load.until_all(lambda worker: worker.good_since(up) >= 10, "all had recovered")
+        await load.until_all(lambda worker: worker.good_since(up) >= 5, "all had recovered")
     await called(store.close())
 
     unavailable = [made for made in load.made if made.failed]
