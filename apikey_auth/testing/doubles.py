@@ -89,9 +89,9 @@ class UnreliableStore:
         self.store = store
         self.calls: Counter[str] = Counter()
         self._lock = Lock()
-        self._troubles: dict[str, _Trouble] = {}
         able = store.wrapped if isinstance(store, Bridge) else store
         self._methods = tuple(name for name in METHODS if callable(getattr(able, name, None)))
+        self._troubles = dict.fromkeys(self._methods, _NONE)
         play = self._play_async if inspect.iscoroutinefunction(store.get) else self._play
         for name in self._methods:
             setattr(self, name, play(name, getattr(store, name)))
@@ -103,46 +103,44 @@ class UnreliableStore:
     def waiting(self) -> int:
         """How many calls hang at the moment."""
         with self._lock:
-            return sum(hold.waiting for hold in {trouble.hold for trouble in self._troubles.values()} if hold)
+            return sum(trouble.hold.waiting for trouble in self._troubles.values() if trouble.hold)
 
     def fail(self, *methods: str, error: Exception | None = None) -> None:
         """Let calls raise an error, StoreUnavailable unless it is given, and do nothing."""
-        self._trouble(methods, _Trouble(error=error or _unavailable("fails")))
+        self._put(methods, lambda: _Trouble(error=error or _unavailable("fails")))
 
     def lose_answers(self, *methods: str, error: Exception | None = None) -> None:
         """Let calls be done and raise an error then, as where a connection is lost after the commit."""
-        self._trouble(methods, _Trouble(error=error or _unavailable("lost its answer"), is_done=True))
+        self._put(methods, lambda: _Trouble(error=error or _unavailable("lost its answer"), is_done=True))
 
     def hang(self, *methods: str) -> None:
         """Let calls wait until ``heal()``, which has them done; StoreUnavailable after a minute."""
-        self._trouble(methods, _Trouble(hold=_Hold()))
+        self._put(methods, lambda: _Trouble(hold=_Hold()))
 
     def delay(self, seconds: float, *methods: str) -> None:
         """Let calls be done that much later."""
-        self._trouble(methods, _Trouble(seconds=seconds))
+        self._put(methods, lambda: _Trouble(seconds=seconds))
 
     def heal(self, *methods: str) -> None:
         """Let calls be done at once again, those that hang included."""
-        self._trouble(methods, None)
+        self._put(methods, lambda: _NONE)
 
-    def _trouble(self, methods: tuple[str, ...], trouble: "_Trouble | None") -> None:
+    def _put(self, methods: tuple[str, ...], make: Callable[[], "_Trouble"]) -> None:
+        """Put each method into a trouble of its own, and end the one that it was in."""
         if unknown := set(methods) - set(self._methods):
             raise ValueError(
                 f"the store has no {', '.join(sorted(unknown))}; it has {', '.join(self._methods)}"
             )
-        with self._lock:
-            before = {self._troubles.pop(name, None) for name in methods or self._methods}
-            if trouble is not None:
-                self._troubles.update(dict.fromkeys(methods or self._methods, trouble))
-            over = before - set(self._troubles.values())
-        for each in over:
-            if each is not None and each.hold is not None:
-                each.hold.release()
+        for name in methods or self._methods:
+            with self._lock:
+                before, self._troubles[name] = self._troubles[name], make()
+            if before.hold is not None:
+                before.hold.release()
 
     def _begin(self, name: str) -> "_Trouble":
         with self._lock:
             self.calls[name] += 1
-            return self._troubles.get(name, _NONE)
+            return self._troubles[name]
 
     def _play(self, name: str, method: Callable[P, T]) -> Callable[P, T]:
         @wraps(method)

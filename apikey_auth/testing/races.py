@@ -5,6 +5,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from itertools import count
 from threading import Event
@@ -259,25 +260,44 @@ class KeyStoreRaces(KeyStoreSentences):
         lasting = [f"k{n:06}" for n in range(self.many)]
         self.add_many(kept, [record(key_id) for key_id in lasting])
         limit = self.many // 25 + 7
-        done = Event()
+        walked, stopped = Event(), Event()
+        last = 0
 
         def write() -> None:
-            for n in count(1):
-                dead = [f"a{n}", f"{lasting[n * 7919 % self.many]}-{n}"]
-                add_all(kept, *(record(key_id, expires_at=NOW - DAY) for key_id in dead))
-                kept.purge(NOW)
-                if done.is_set():
-                    return
-
-        def walk() -> tuple[list[APIKey], list[APIKey]]:
+            nonlocal last
             try:
-                return everything(kept, limit=limit), everything(kept, limit=limit, live_at=NOW)
+                for n in count(1):
+                    dead = [f"a{n}", f"{lasting[n * 7919 % self.many]}-{n}"]
+                    add_all(kept, *(record(key_id, expires_at=NOW - DAY) for key_id in dead))
+                    kept.purge(NOW)
+                    last = n
+                    if walked.is_set():
+                        return
             finally:
-                done.set()
+                stopped.set()
 
-        seen = threads.at_once(walk, write)[0]
+        def has_written(before: int) -> bool:
+            return stopped.is_set() or last > before
+
+        def walk(live_at: datetime | None) -> list[str]:
+            """Turn the pages, each after something was written."""
+            page = kept.find(limit=limit, live_at=live_at)
+            keys = [*page.items]
+            while page.next is not None:
+                until(partial(has_written, last), bool)
+                page = kept.find(after=page.next, limit=limit, live_at=live_at)
+                keys += page.items
+            return [key.id for key in keys]
+
+        def walk_twice() -> tuple[list[str], list[str]]:
+            try:
+                return walk(None), walk(NOW)
+            finally:
+                walked.set()
+
+        seen = threads.at_once(walk_twice, write)[0]
         assert seen is not None
-        every, live = ([key.id for key in keys] for keys in seen)
+        every, live = seen
         assert [key_id for key_id in every if len(key_id) == 7] == lasting
         assert len(set(every)) == len(every)
         assert live == lasting

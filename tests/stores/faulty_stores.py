@@ -499,7 +499,7 @@ FAULTS: list[type[Sound]] = [Sound, *Sound.__subclasses__()]
 
 class FaultContract(KeyStoreContract):
     kind: ClassVar[type[Sound]]
-    rounds = 12
+    rounds = 10
     many = 200
     examples = 40
 
