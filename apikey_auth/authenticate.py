@@ -7,11 +7,14 @@ from these two classes. An adapter asks and translates.
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
-from functools import cached_property
-from typing import Generic, NoReturn, cast, overload
+from functools import cached_property, partial
+from typing import Generic, NoReturn, TypedDict, Unpack, cast, overload
 
-from .decisions import Identity, Owner, U_co, check_request, identify, judge, redigested
+from .cache import Mark, UserCache, Verdict, VerdictCache, mark_of
+from .decisions import Identity, Owner, U_co, check_request, identify, is_of, judge, redigested, state
 from .errors import AuthenticationError, ConfigurationError, MissingKey, Refusal, StoreUnavailable
+from .eviction import AsyncEvictingStore, EvictingStore
+from .flights import AsyncFlights, Flights
 from .keys import APIKey, KeyScheme, KeyText
 from .manage import AsyncKeyManager, KeyManager, checked_scheme, utc_now
 from .policy import Visit
@@ -19,6 +22,7 @@ from .stores.protocol import (
     READING,
     AsyncKeyReader,
     AsyncKeyStore,
+    Bridge,
     KeyReader,
     KeyStore,
     check_function,
@@ -46,6 +50,40 @@ def _give_up(what: str, error: Exception) -> NoReturn:
     raise StoreUnavailable(f"{what} failed: {type(error).__name__}") from error
 
 
+class Caching(TypedDict, total=False):
+    """How long an authenticator goes by what it knows; times are in seconds.
+
+    ``cache_size``: of how many good keys, 10,000 by default; 0 for none. ``max_staleness``: a change made
+    anywhere else is heeded at most so late, 1 by default. ``max_age``: the longest that a record is kept
+    unread, 300. ``stale_if_error``: how much longer than ``max_staleness`` a good key goes on while the store
+    does not answer, 0. ``user_max_age``: how long a copy of a user is used instead of ``load_user``, 0.
+    """
+
+    cache_size: int
+    max_staleness: float
+    max_age: float
+    stale_if_error: float
+    user_max_age: float
+
+
+_POLL = object()  # what the flight of a poll is called
+
+
+def _caches(store: KeyReader | AsyncKeyReader, options: Caching) -> tuple[VerdictCache, UserCache]:
+    if unknown := sorted(options.keys() - Caching.__annotations__.keys()):
+        raise TypeError(f"there is no {', '.join(unknown)}; there are {', '.join(Caching.__annotations__)}")
+    size = options.get("cache_size", 10_000)
+    able = store.wrapped if isinstance(store, Bridge) else store
+    verdicts = VerdictCache(
+        size=size,
+        max_staleness=options.get("max_staleness", 1.0),
+        max_age=options.get("max_age", 300.0),
+        stale_if_error=options.get("stale_if_error", 0.0),
+        follows=callable(getattr(able, "changes", None)),
+    )
+    return verdicts, UserCache(options.get("user_max_age", 0.0), size)
+
+
 def _can_swap(store: object, *, asynchronous: bool) -> bool:
     try:
         check_store(store, ("swap",), asynchronous=asynchronous)
@@ -65,9 +103,10 @@ class Authenticator(Generic[U_co]):
 
     ``load_user`` turns an owner into the application's user; None, or a user whose ``is_active`` is false,
     ends the key. It is called for every request. Without it the user is an ``Owner``. ``clock`` tells the
-    time, aware.
+    time, aware. See ``Caching`` for the other options.
 
-    Raises ConfigurationError for a store or a loader that is async or lacks a method.
+    Raises ConfigurationError for a store or a loader that is async or lacks a method, and for an option that
+    will not do.
     """
 
     @overload
@@ -77,6 +116,7 @@ class Authenticator(Generic[U_co]):
         scheme: KeyScheme = ...,
         *,
         clock: Callable[[], datetime] = ...,
+        **caching: Unpack[Caching],
     ) -> None: ...
 
     @overload
@@ -87,6 +127,7 @@ class Authenticator(Generic[U_co]):
         *,
         load_user: Callable[[str], U_co | None],
         clock: Callable[[], datetime] = ...,
+        **caching: Unpack[Caching],
     ) -> None: ...
 
     def __init__(
@@ -96,6 +137,7 @@ class Authenticator(Generic[U_co]):
         *,
         load_user: Callable[[str], object] = _as_owner,
         clock: Callable[[], datetime] = utc_now,
+        **caching: Unpack[Caching],
     ) -> None:
         check_store(store, READING, asynchronous=False)
         check_function("load_user", load_user, asynchronous=False)
@@ -104,11 +146,28 @@ class Authenticator(Generic[U_co]):
         self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], U_co | None]", load_user)
         self._clock = clock
+        self._cache, self._users = _caches(store, caching)
+        self._reads: Flights[Verdict] = Flights()
+        self._polls: Flights[None] = Flights()
 
     @cached_property
     def keys(self) -> KeyManager:
-        """The manager of this authenticator's keys. Raises ConfigurationError if the store only reads."""
-        return KeyManager(self.store, self.scheme, clock=self._clock)
+        """The manager of this authenticator's keys: what it changes holds here at once.
+
+        Raises ConfigurationError if the store only reads.
+        """
+        store = EvictingStore(self.store, self._cache, self._reads.detach)
+        return KeyManager(store, self.scheme, clock=self._clock)
+
+    @property
+    def revocation_bound(self) -> float:
+        """How many seconds after a revocation elsewhere a request may still be let in, apart from one read."""
+        cache = self._cache
+        return cache.max_staleness + cache.stale_if_error if cache.size else 0.0
+
+    def forget_user(self, owner: str) -> None:
+        """Load an owner's user anew, whatever ``user_max_age`` says."""
+        self._users.forget(owner)
 
     def authenticate(
         self, text: str | None, *, address: str | None = None, scopes: Iterable[str] = ()
@@ -120,8 +179,8 @@ class Authenticator(Generic[U_co]):
         """
         if not text:
             raise MissingKey
-        key = self._verify(text)
-        identity = identify(key, self._user(key.owner))
+        key, stale = self._verify(text)
+        identity = identify(key, self._user(key.owner), stale)
         check_request(key, address, scopes)
         return identity
 
@@ -135,16 +194,72 @@ class Authenticator(Generic[U_co]):
         except Refusal as refusal:
             visit.refuse(refusal)
 
-    def _verify(self, text: str) -> APIKey:
-        """Answer what holds for the key whatever the request: the part that may be remembered."""
+    def _verify(self, text: str) -> tuple[APIKey, bool]:
+        """Answer what holds for the key whatever the request, and whether it is stale."""
+        mark = mark_of(text)
+        verdict, stale = self._cache.fresh(mark), False
+        if verdict is None:
+            verdict, stale = self._resolve(mark, text)
+        return judge(verdict.key, verdict.matches, self._clock()), stale
+
+    def _resolve(self, mark: Mark, text: str) -> tuple[Verdict, bool]:
+        """Find a verdict that may be used, after a poll where one is due, or read anew."""
+        cache = self._cache
+        verdict = cache.find(mark)
+        if verdict is None:
+            return self._read(mark, text), False
+        current = cache.is_current()
+        if current and not cache.may_poll():
+            return verdict, False
+        if not current and cache.is_usable_stale(verdict) and cache.has_just_failed():
+            return verdict, True
+        try:
+            self._polls.run(_POLL, self._poll)
+        except StoreUnavailable:
+            if cache.is_current():
+                return verdict, False
+            if cache.is_usable_stale(verdict):
+                return verdict, True
+            raise
+        verdict = cache.find(mark) if cache.is_current() else None  # it may have been late itself
+        return verdict or self._read(mark, text), False
+
+    def _poll(self) -> None:
+        """Ask the store what changed, and drop it."""
+        cache = self._cache
+        started = cache.now()
+        try:
+            changes = cast("KeyStore", self.store).changes(cache.revision)
+        except BaseException as error:
+            cache.poll_failed()
+            if isinstance(error, Exception):
+                _give_up("the key store", error)
+            raise
+        cache.polled(changes, started)
+
+    def _read(self, mark: Mark, text: str) -> Verdict:
+        """Read a key from the store, once however many ask for it at once."""
         presented = self.scheme.parse(text)
+        return self._reads.run(mark, partial(self._read_alone, mark, presented))
+
+    def _read_alone(self, mark: Mark, presented: KeyText) -> Verdict:
+        cache = self._cache
+        if cache.needs_poll():
+            self._polls.run(_POLL, self._poll)
+        fence = cache.fence()
         try:
             key = self.store.get(presented.id)
         except AuthenticationError:
             raise
         except Exception as error:
             _give_up("the key store", error)
-        return self._redigest(judge(key, presented, self.scheme, self._clock()), presented)
+        matches = is_of(presented, key, self.scheme)
+        good = key is not None and matches and state(key, self._clock()) is None
+        if key is not None and good:
+            key = self._redigest(key, presented)
+        verdict = cache.verdict(presented.id, key, matches, fence)
+        cache.keep(mark, verdict, fence, good=good)
+        return verdict
 
     def _redigest(self, key: APIKey, presented: KeyText) -> APIKey:
         """Bring a good key's digest up to date where that can be done; the key is as good without it."""
@@ -159,12 +274,18 @@ class Authenticator(Generic[U_co]):
             return key
 
     def _user(self, owner: str) -> U_co | None:
+        found = self._users.find(owner)
+        if found is not None:
+            return cast("U_co", found)
+        fence = self._users.fence()
         try:
-            return self._load_user(owner)
+            user = self._load_user(owner)
         except AuthenticationError:
             raise
         except Exception as error:
             _give_up("the user loader", error)
+        self._users.keep(owner, user, fence)
+        return user
 
 
 class AsyncAuthenticator(Generic[U_co]):
@@ -172,9 +293,10 @@ class AsyncAuthenticator(Generic[U_co]):
 
     ``load_user`` turns an owner into the application's user; None, or a user whose ``is_active`` is false,
     ends the key. It is called for every request. Without it the user is an ``Owner``. ``clock`` tells the
-    time, aware.
+    time, aware. See ``Caching`` for the other options.
 
-    Raises ConfigurationError for a store or a loader that is not async or lacks a method.
+    Raises ConfigurationError for a store or a loader that is not async or lacks a method, and for an option that
+    will not do.
     """
 
     @overload
@@ -184,6 +306,7 @@ class AsyncAuthenticator(Generic[U_co]):
         scheme: KeyScheme = ...,
         *,
         clock: Callable[[], datetime] = ...,
+        **caching: Unpack[Caching],
     ) -> None: ...
 
     @overload
@@ -194,6 +317,7 @@ class AsyncAuthenticator(Generic[U_co]):
         *,
         load_user: Callable[[str], Awaitable[U_co | None]],
         clock: Callable[[], datetime] = ...,
+        **caching: Unpack[Caching],
     ) -> None: ...
 
     def __init__(
@@ -203,6 +327,7 @@ class AsyncAuthenticator(Generic[U_co]):
         *,
         load_user: Callable[[str], Awaitable[object]] = _as_async_owner,
         clock: Callable[[], datetime] = utc_now,
+        **caching: Unpack[Caching],
     ) -> None:
         check_store(store, READING, asynchronous=True)
         check_function("load_user", load_user, asynchronous=True)
@@ -211,11 +336,28 @@ class AsyncAuthenticator(Generic[U_co]):
         self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], Awaitable[U_co | None]]", load_user)
         self._clock = clock
+        self._cache, self._users = _caches(store, caching)
+        self._reads: AsyncFlights[Verdict] = AsyncFlights()
+        self._polls: AsyncFlights[None] = AsyncFlights()
 
     @cached_property
     def keys(self) -> AsyncKeyManager:
-        """The manager of this authenticator's keys. Raises ConfigurationError if the store only reads."""
-        return AsyncKeyManager(self.store, self.scheme, clock=self._clock)
+        """The manager of this authenticator's keys: what it changes holds here at once.
+
+        Raises ConfigurationError if the store only reads.
+        """
+        store = AsyncEvictingStore(self.store, self._cache, self._reads.detach)
+        return AsyncKeyManager(store, self.scheme, clock=self._clock)
+
+    @property
+    def revocation_bound(self) -> float:
+        """How many seconds after a revocation elsewhere a request may still be let in, apart from one read."""
+        cache = self._cache
+        return cache.max_staleness + cache.stale_if_error if cache.size else 0.0
+
+    def forget_user(self, owner: str) -> None:
+        """Load an owner's user anew, whatever ``user_max_age`` says."""
+        self._users.forget(owner)
 
     async def authenticate(
         self, text: str | None, *, address: str | None = None, scopes: Iterable[str] = ()
@@ -227,8 +369,8 @@ class AsyncAuthenticator(Generic[U_co]):
         """
         if not text:
             raise MissingKey
-        key = await self._verify(text)
-        identity = identify(key, await self._user(key.owner))
+        key, stale = await self._verify(text)
+        identity = identify(key, await self._user(key.owner), stale)
         check_request(key, address, scopes)
         return identity
 
@@ -242,16 +384,72 @@ class AsyncAuthenticator(Generic[U_co]):
         except Refusal as refusal:
             visit.refuse(refusal)
 
-    async def _verify(self, text: str) -> APIKey:
-        """Answer what holds for the key whatever the request: the part that may be remembered."""
+    async def _verify(self, text: str) -> tuple[APIKey, bool]:
+        """Answer what holds for the key whatever the request, and whether it is stale."""
+        mark = mark_of(text)
+        verdict, stale = self._cache.fresh(mark), False
+        if verdict is None:
+            verdict, stale = await self._resolve(mark, text)
+        return judge(verdict.key, verdict.matches, self._clock()), stale
+
+    async def _resolve(self, mark: Mark, text: str) -> tuple[Verdict, bool]:
+        """Find a verdict that may be used, after a poll where one is due, or read anew."""
+        cache = self._cache
+        verdict = cache.find(mark)
+        if verdict is None:
+            return await self._read(mark, text), False
+        current = cache.is_current()
+        if current and not cache.may_poll():
+            return verdict, False
+        if not current and cache.is_usable_stale(verdict) and cache.has_just_failed():
+            return verdict, True
+        try:
+            await self._polls.run(_POLL, self._poll)
+        except StoreUnavailable:
+            if cache.is_current():
+                return verdict, False
+            if cache.is_usable_stale(verdict):
+                return verdict, True
+            raise
+        verdict = cache.find(mark) if cache.is_current() else None  # it may have been late itself
+        return verdict or await self._read(mark, text), False
+
+    async def _poll(self) -> None:
+        """Ask the store what changed, and drop it."""
+        cache = self._cache
+        started = cache.now()
+        try:
+            changes = await cast("AsyncKeyStore", self.store).changes(cache.revision)
+        except BaseException as error:
+            cache.poll_failed()
+            if isinstance(error, Exception):
+                _give_up("the key store", error)
+            raise
+        cache.polled(changes, started)
+
+    async def _read(self, mark: Mark, text: str) -> Verdict:
+        """Read a key from the store, once however many ask for it at once."""
         presented = self.scheme.parse(text)
+        return await self._reads.run(mark, partial(self._read_alone, mark, presented))
+
+    async def _read_alone(self, mark: Mark, presented: KeyText) -> Verdict:
+        cache = self._cache
+        if cache.needs_poll():
+            await self._polls.run(_POLL, self._poll)
+        fence = cache.fence()
         try:
             key = await self.store.get(presented.id)
         except AuthenticationError:
             raise
         except Exception as error:
             _give_up("the key store", error)
-        return await self._redigest(judge(key, presented, self.scheme, self._clock()), presented)
+        matches = is_of(presented, key, self.scheme)
+        good = key is not None and matches and state(key, self._clock()) is None
+        if key is not None and good:
+            key = await self._redigest(key, presented)
+        verdict = cache.verdict(presented.id, key, matches, fence)
+        cache.keep(mark, verdict, fence, good=good)
+        return verdict
 
     async def _redigest(self, key: APIKey, presented: KeyText) -> APIKey:
         """Bring a good key's digest up to date where that can be done; the key is as good without it."""
@@ -266,9 +464,15 @@ class AsyncAuthenticator(Generic[U_co]):
             return key
 
     async def _user(self, owner: str) -> U_co | None:
+        found = self._users.find(owner)
+        if found is not None:
+            return cast("U_co", found)
+        fence = self._users.fence()
         try:
-            return await self._load_user(owner)
+            user = await self._load_user(owner)
         except AuthenticationError:
             raise
         except Exception as error:
             _give_up("the user loader", error)
+        self._users.keep(owner, user, fence)
+        return user

@@ -77,13 +77,18 @@ class Identity(Generic[U_co]):
             raise InsufficientScope(missing)
 
 
-def judge(key: APIKey | None, presented: KeyText, scheme: KeyScheme, now: datetime) -> APIKey:
+def is_of(presented: KeyText, key: APIKey | None, scheme: KeyScheme) -> bool:
+    """Say whether a text is this key's; for no key, no, after the same work."""
+    return scheme.matches(key.digest if key else None, presented.text) and key is not None
+
+
+def judge(key: APIKey | None, matches: bool, now: datetime) -> APIKey:
     """Judge all that does not depend on the request: is this the key, and is it live?
 
     Raises InvalidKey, RevokedKey, DisabledKey or ExpiredKey, in this order; what state a key is in is
     told only to who holds the whole key.
     """
-    if not scheme.matches(key.digest if key else None, presented.text) or key is None:
+    if key is None or not matches:
         raise InvalidKey
     if refusal := state(key, now):
         raise refusal
@@ -102,7 +107,7 @@ def state(key: APIKey, now: datetime) -> type[Refusal] | None:
     return None
 
 
-def identify(key: APIKey, user: U_co | None) -> Identity[U_co]:
+def identify(key: APIKey, user: U_co | None, stale: bool = False) -> Identity[U_co]:
     """Put key and user together. Raises InactiveUser for no user, or one whose ``is_active`` is false."""
     active = getattr(user, "is_active", True)
     _check_settled("load_user gave something to await: it must be 'async def' itself", user)
@@ -111,7 +116,7 @@ def identify(key: APIKey, user: U_co | None) -> Identity[U_co]:
     _check_settled("a user's is_active must not be async", active)
     if user is None or user is False or not active:
         raise InactiveUser
-    return Identity(user, key)
+    return Identity(user, key, stale)
 
 
 def _check_settled(complaint: str, value: object) -> None:

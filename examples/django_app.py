@@ -24,7 +24,6 @@ from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
 from apikey_auth.django import get_key_manager, require_api_key
-from apikey_auth.stores.sql import SQLKeyStore
 
 SCOPES = {"ada": ["reports:read"], "bob": []}
 
@@ -66,7 +65,6 @@ def create_app(database: str) -> WSGIHandler:
             "django.contrib.auth.middleware.AuthenticationMiddleware",
             "apikey_auth.django.middleware.APIKeyMiddleware",
         ],
-        APIKEY_AUTH={"STORE": SQLKeyStore(database, create=True)},
         ROOT_URLCONF=__name__,
         SECRET_KEY=secrets.token_urlsafe(),
         ALLOWED_HOSTS=["127.0.0.1"],

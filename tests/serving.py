@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import apikey_auth
+from apikey_auth import Authenticator, MemoryKeyStore
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = Path(apikey_auth.__file__).parents[1]  # the same one that the tests import
+REVOCATION_BOUND = Authenticator(MemoryKeyStore()).revocation_bound  # seconds, by default
 PATIENCE = 60  # seconds for a server to start, to log, to stop; a busy machine needs some
 
 

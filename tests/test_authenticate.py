@@ -36,6 +36,7 @@ from apikey_auth import (
 from apikey_auth.authenticate import check_authenticator
 from apikey_auth.keys import APIKey
 from apikey_auth.policy import Policy
+from apikey_auth.testing import FakeClock
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -63,8 +64,9 @@ class Colour:
     def __init__(self, asynchronous):
         self.asynchronous = asynchronous
 
-    def authenticator(self, store, scheme=SCHEME, load_user=None, clock=lambda: NOW):
-        options = {} if load_user is None else {"load_user": self.function(load_user)}
+    def authenticator(self, store, scheme=SCHEME, load_user=None, clock=lambda: NOW, **options):
+        if load_user is not None:
+            options["load_user"] = self.function(load_user)
         if self.asynchronous:
             return AsyncAuthenticator(Inline(store), scheme, clock=clock, **options)
         return Authenticator(store, scheme, clock=clock, **options)
@@ -193,10 +195,12 @@ async def test_a_digest_in_the_place_of_a_key_opens_nothing(colour, minted):
 
 
 async def test_time_passes_for_a_key_by_the_clock_that_was_given(colour, minted):
-    times = iter([NOW, NOW + DAY - timedelta(microseconds=1), NOW + DAY])
-    auth = colour.authenticator(Recording(record(minted, expires_at=NOW + DAY)), clock=lambda: next(times))
-    for _ in range(2):
+    clock = FakeClock(NOW)
+    auth = colour.authenticator(Recording(record(minted, expires_at=NOW + DAY)), clock=clock)
+    for time in (NOW, NOW + DAY - timedelta(microseconds=1)):
+        clock.now = time
         assert await settled(auth.authenticate(minted.text))
+    clock.now = NOW + DAY
     with pytest.raises(ExpiredKey):
         await settled(auth.authenticate(minted.text))
 
@@ -246,13 +250,17 @@ async def test_a_text_with_a_typing_error_is_refused_without_asking_the_store(co
     assert store.asked == []
 
 
-async def test_a_key_costs_one_call_of_the_store_and_one_of_the_loader_each_time(colour, minted):
+@pytest.mark.parametrize(("cache_size", "reads"), [(10, 1), (0, 3)])
+async def test_a_key_costs_one_call_of_the_store_and_one_of_the_loader_each_time(
+    colour, minted, cache_size, reads
+):
     store, users = Recording(record(minted)), []
-    auth = colour.authenticator(store, load_user=lambda owner: users.append(owner) or Owner(owner))
+    load_user = lambda owner: users.append(owner) or Owner(owner)  # noqa: E731
+    auth = colour.authenticator(store, load_user=load_user, cache_size=cache_size)
     for times in (1, 2, 3):
         await settled(auth.authenticate(minted.text))
-        assert store.asked == [minted.id] * times
         assert users == ["u1"] * times
+    assert store.asked == [minted.id] * reads
 
 
 async def test_no_user_is_loaded_for_a_key_that_is_refused(colour, minted):

@@ -19,6 +19,7 @@ from apikey_auth.decisions import (
     dead_before,
     expiry,
     identify,
+    is_of,
     judge,
     lifetime,
     missing_scopes,
@@ -83,10 +84,10 @@ def test_the_first_reason_in_the_order_of_the_design_is_the_one_given(
     ]
     expected = next((reason for holds, reason in reasons if holds), None)
     if expected is None:
-        assert judge(key, PRESENTED, SCHEME, NOW) is key
+        assert judge(key, is_of(PRESENTED, key, SCHEME), NOW) is key
     else:
         with pytest.raises(expected) as caught:
-            judge(key, PRESENTED, SCHEME, NOW)
+            judge(key, is_of(PRESENTED, key, SCHEME), NOW)
         assert type(caught.value) is expected
 
 
@@ -94,7 +95,7 @@ def test_an_unknown_key_and_a_wrong_secret_are_told_in_the_same_words():
     said = []
     for key in (None, record(digest=SCHEME.digest("another text"))):
         with pytest.raises(InvalidKey) as caught:
-            judge(key, PRESENTED, SCHEME, NOW)
+            judge(key, is_of(PRESENTED, key, SCHEME), NOW)
         said.append((type(caught.value), str(caught.value), caught.value.detail, caught.value.args))
     assert said[0] == said[1]
 
@@ -105,7 +106,7 @@ def test_an_unknown_key_stays_unknown_even_where_its_digest_is_the_stand_in():
             return True
 
     with pytest.raises(InvalidKey):
-        judge(None, PRESENTED, Gullible("acme"), NOW)
+        judge(None, is_of(PRESENTED, None, Gullible("acme")), NOW)
 
 
 @pytest.mark.parametrize("field", ["expires_at", "grace_until"])

@@ -115,11 +115,24 @@ def check_owner_without_a_user(server: Server, name: str, database: Path) -> Non
         key = "eves"
         with closing(load(name).connect(str(database))) as connection, connection:
             connection.execute("INSERT INTO tokens VALUES (?, 'eve', '')", [key])
+    elif name == "django_app":
+        key = issue_in_django(database, "eve")
     else:
         store = SQLKeyStore(f"sqlite:///{database}")
         key = KeyManager(store).issue("eve").text
         store.close()
     assert_refused(server, "/me", 401, "inactive_user", key=key)
+
+
+def issue_in_django(database: Path, owner: str) -> str:
+    from django.db import connections
+
+    from apikey_auth.django.store import DjangoKeyStore
+
+    connections.settings["example"] = {**connections.settings["default"], "NAME": database}
+    text = KeyManager(DjangoKeyStore("example")).issue(owner).text
+    connections["example"].close()
+    return text
 
 
 def issue_as_told(log: str, user: str) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apikey_auth import hashing
-from apikey_auth.decisions import judge
+from apikey_auth.decisions import is_of, judge
 from apikey_auth.errors import ConfigurationError, InvalidKey
 from apikey_auth.hashing import MAX_ITERATIONS, Pepper
 from apikey_auth.keys import APIKey, KeyScheme
@@ -205,7 +205,7 @@ def test_an_unknown_id_costs_one_digest_and_one_constant_time_comparison_as_a_wr
     for known in (None, record):
         counted.update(digest=0, compare_digest=0)
         with pytest.raises(InvalidKey):
-            judge(known, presented, scheme, NOW)
+            judge(known, is_of(presented, known, scheme), NOW)
         spent.append(dict(counted))
     assert spent == [{"digest": 1, "compare_digest": 1}] * 2
 

@@ -150,7 +150,7 @@ def test_a_secret_of_the_wrong_type_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite//u:hunter2@h/x", "sqlite://u:hunter2@host/x", "postgresql://u:hunter2@h/x"]
+    "url", ["sqlite//u:hunter2@h/x", "sqlite://u:hunter2@host/x", "oracle://u:hunter2@h/x"]
 )
 def test_a_url_that_will_not_do_keeps_its_password(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:

@@ -50,7 +50,10 @@ class Done:
 
 
 class Worker:
-    """One process's part. ``revoked`` has a byte for each key of the pool, set once its revoke() returned."""
+    """One process's part. ``revoked`` has a time for each key of the pool, from when its first revoke() returned.
+
+    The clock is monotonic, which all processes of a machine share.
+    """
 
     def __init__(self, number: int, known: Known, revoked: Any) -> None:
         self.chance = random.Random(number)
@@ -72,7 +75,8 @@ class Worker:
     def authenticate(self) -> None:
         n = self.chance.randrange(len(self.known.pool))
         key_id, text = self.known.pool[n]
-        dead = self.revoked[n]  # read before the key is tried: what is revoked by now must not enter
+        # Read before the key is tried: what was revoked so long before must not enter.
+        dead = 0 < self.revoked[n] < monotonic() - self.auth.revocation_bound
         try:
             self.auth.authenticate(text)
         except RevokedKey:
@@ -99,7 +103,7 @@ class Worker:
         n = self.chance.randrange(len(self.known.pool))
         key_id, text = self.known.pool[n]
         self.auth.keys.revoke(key_id)
-        self.revoked[n] = 1
+        self.revoked[n] = self.revoked[n] or monotonic()
         self.done.revoked.add(key_id)
         with pytest.raises(RevokedKey):
             self.auth.authenticate(text)
@@ -138,7 +142,7 @@ def work(number: int, known: Known) -> Done:
 def do_it_all(known: Known) -> list[Done]:
     """Let the processes go at the same moment, and collect what they did."""
     spawning = multiprocessing.get_context("spawn")
-    shared = spawning.RawArray("b", len(known.pool)), spawning.Barrier(PROCESSES)
+    shared = spawning.RawArray("d", len(known.pool)), spawning.Barrier(PROCESSES)
     with spawning.Pool(PROCESSES, enter, shared) as processes:
         parts = [(number, known) for number in range(PROCESSES)]
         done = processes.starmap_async(work, parts, chunksize=1).get(timeout=300)

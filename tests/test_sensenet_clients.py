@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import sleep
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from calling import Request, call_asgi, call_wsgi
 from databases import missing
-from serving import PATIENCE, ROOT, Answer, Server, free_port, running
+from serving import PATIENCE, REVOCATION_BOUND, ROOT, Answer, Server, free_port, running
 from test_examples import issue_as_told, load
 
 from apikey_auth import Inline, IssuedKey, KeyManager, KeyScheme, MemoryKeyStore, StoreUnavailable
@@ -618,8 +619,10 @@ def test_first_keys_are_made_once_and_a_deletion_reaches_every_process(
             assert later.is_good(another)
 
             assert_nothing(site.post(f"{ROOT_CONTENT}/DeleteApiKey", f"apiKey={another}", key=keys["User1"]))
+            sleep(REVOCATION_BOUND)
             assert_error(later.curl(SECURE, key=another), 401, "Unauthorized", REVOKED)
             assert_nothing(later.post(f"{USER1}/DeleteApiKeys", key=keys["admin"]))
+            sleep(REVOCATION_BOUND)
             assert_error(site.curl(SECURE, key=keys["User1"]), 401, "Unauthorized", REVOKED)
         assert all(server.log.count(key) == 1 for key in keys.values()), "the key of a URL was logged"
     with repository(framework, tmp_path, "last.txt") as server:

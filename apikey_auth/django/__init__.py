@@ -1,7 +1,8 @@
 """Django: ``request.user`` is the user whose key it is, ``request.api_key`` the key's record.
 
 Add ``"apikey_auth.django"`` to INSTALLED_APPS, ``"apikey_auth.django.middleware.APIKeyMiddleware"`` to
-MIDDLEWARE behind AuthenticationMiddleware, and the setting APIKEY_AUTH (see ``conf``).
+MIDDLEWARE behind AuthenticationMiddleware, and run ``manage.py migrate``; the setting APIKEY_AUTH (see
+``conf``) may be left out.
 """
 
 from .conf import get_async_key_manager, get_key_manager

@@ -143,7 +143,6 @@ class TestSettings:
         "setting",
         [
             None,
-            {},
             {"STORE": None},
             {"STORE": MemoryKeyStore(), "REQUIERD": True},
             {"STORE": MemoryKeyStore(), "PREFIX": "no prefix"},
@@ -240,11 +239,6 @@ class TestStart:
             with pytest.raises(ConfigurationError, match="or a store that is not"):
                 WSGIHandler()
             ASGIHandler()
-
-    def test_a_url_in_the_place_of_a_store_is_told_what_takes_it(self) -> None:
-        with override_settings(APIKEY_AUTH={"STORE": "sqlite:///keys.db"}):
-            with pytest.raises(ConfigurationError, match=r"SQLKeyStore\('sqlite:///keys.db'\)"):
-                setup()
 
 
 @pytest.mark.usefixtures("configured")

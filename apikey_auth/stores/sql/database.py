@@ -6,11 +6,8 @@ share. Everything here blocks; SQLAlchemy's greenlets make it asyncio's for the 
 """
 
 import asyncio
-import os
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from random import uniform
 from time import monotonic
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
@@ -21,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 from ...errors import ConfigurationError, StoreUnavailable
+from ...forking import after_fork
 from . import failures, schema
 from .engines import checked_engine, checked_url, engines_of
 
@@ -48,14 +46,15 @@ class Database:
     ) -> None:
         self._own = not isinstance(address, sa.Engine | AsyncEngine)
         if isinstance(address, sa.Engine | AsyncEngine):
-            engine = checked_engine(address, asynchronous=asynchronous)
-            level = "AUTOCOMMIT" if engine.dialect.name == "sqlite" else "READ COMMITTED"
-            self._reading: sa.Engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-            self._writing: sa.Engine = engine.execution_options(isolation_level=level)
+            given = checked_engine(address, asynchronous=asynchronous)
+            level = "AUTOCOMMIT" if given.dialect.name == "sqlite" else "READ COMMITTED"
+            self._reading: sa.Engine = given.execution_options(isolation_level="AUTOCOMMIT")
+            self._writing: sa.Engine = given.execution_options(isolation_level=level)
         else:
             url = checked_url(address, asynchronous=asynchronous)
             self._reading, self._writing = engines_of(url, asynchronous=asynchronous, timeout=timeout)
-            _forget_after_fork(self._reading, self._writing)
+            for engine in (self._reading, self._writing):  # a connection that two share is broken for both
+                after_fork(engine.dispose, close=False)
         self.timeout = timeout
         self._sleep = sleep
         self._create = create
@@ -207,14 +206,3 @@ class Database:
 
 _LOCK_NAME = "apikey_auth.schema"
 _LOCK = int.from_bytes(_LOCK_NAME.encode()[:8])
-
-
-def _forget_after_fork(*engines: sa.Engine) -> None:
-    """Let a child start with no connections: one that two processes share is broken for both."""
-
-    def forget(disposal: weakref.WeakMethod[Callable[..., None]]) -> None:
-        if (dispose := disposal()) is not None:
-            dispose(close=False)
-
-    for engine in engines:
-        os.register_at_fork(after_in_child=partial(forget, weakref.WeakMethod(engine.dispose)))
