@@ -217,7 +217,7 @@ def joined(store: KeyStore | AsyncKeyStore, connection: object | None) -> dict[s
     if connection is None:
         return {}
     if "connection" not in inspect.signature(store.add).parameters:
-        raise ConfigurationError(f"{type(store).__name__} joins no transaction: leave connection out")
+        raise ConfigurationError(f"{type(store).__name__} takes no connection: leave it out")
     return {"connection": connection}
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from apikey_auth import ConfigurationError, KeyManager, MemoryKeyStore
+from apikey_auth import Authenticator, ConfigurationError, KeyManager, MemoryKeyStore
 from apikey_auth.decisions import changed
 from apikey_auth.stores.sql import AsyncSQLKeyStore, SQLKeyStore
 from apikey_auth.stores.sql.engines import checked_url
@@ -160,9 +160,18 @@ async def test_a_connection_of_the_other_colour_is_refused(made_url: str, engine
             await store.add(record(), connection=connection)  # type: ignore[arg-type]
 
 
-def test_a_store_that_joins_no_transaction_says_so() -> None:
-    with pytest.raises(ConfigurationError, match="MemoryKeyStore joins no transaction"):
-        KeyManager(MemoryKeyStore()).issue("ada", connection=object())
+@pytest.mark.parametrize("manager", [KeyManager, lambda store: Authenticator(store).keys])
+def test_a_store_that_takes_no_connection_says_so(manager) -> None:
+    with pytest.raises(ConfigurationError, match="MemoryKeyStore takes no connection"):
+        manager(MemoryKeyStore()).issue("ada", connection=object())
+
+
+def test_the_keys_of_an_authenticator_take_a_connection_too(engine: sa.Engine) -> None:
+    auth = Authenticator(SQLKeyStore(engine))
+    with engine.connect() as connection:
+        auth.keys.issue("ada", connection=connection)
+        connection.rollback()
+    assert auth.keys.list("ada") == []
 
 
 async def test_an_engine_of_the_other_colour_is_refused(made_url: str, engine: sa.Engine) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Event
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from databases import closing_engine, new_database
+from databases import PATIENCE, closing_engine, new_database
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -357,6 +358,33 @@ def test_increments_by_swap_are_never_lost_at_any_isolation_level(isolated: sa.E
     in_threads(*[increment] * THREADS)
     done = THREADS * EACH
     assert store.get("k1") == record(metadata={"n": done}, version=1 + done)
+
+
+def test_a_deadlock_with_somebody_else_is_tried_again(store: SQLKeyStore, host: sa.Engine) -> None:
+    for number in range(20):
+        store.add(record(f"k{number}"))
+    with ThreadPoolExecutor(1) as pool, host.connect() as other:
+        if host.dialect.name == "postgresql":
+            other.exec_driver_sql("SET LOCAL deadlock_timeout = '1min'")  # so that the store finds it first
+        other.execute(sa.update(KEYS).values(name="other"))  # on MariaDB whoever has written less gives way
+        revoking = pool.submit(store.revoke_all, None, NOW, None)
+        wait_until_locked(host)
+        other.exec_driver_sql("UPDATE apikey_auth_state SET floor = floor")
+        other.rollback()
+        assert revoking.result() == 20
+    assert store.changes(None).revision.number == 1
+
+
+def wait_until_locked(engine: sa.Engine) -> None:
+    """Wait until somebody holds the counter."""
+    deadline = monotonic() + PATIENCE
+    while True:
+        with engine.connect() as connection:
+            free = connection.exec_driver_sql("SELECT id FROM apikey_auth_state FOR UPDATE SKIP LOCKED").all()
+        if not free:
+            return
+        assert monotonic() < deadline
+        sleep(0.01)
 
 
 def test_what_others_have_committed_is_read_although_the_application_is_in_an_old_snapshot(
