@@ -45,7 +45,7 @@ def derive(secret: str | bytes, purpose: str) -> bytes:
         )
     if len(secret if isinstance(secret, bytes) else secret.encode()) < MINIMUM_SECRET:
         raise ConfigurationError(
-            f"a pepper or lookup secret needs at least {MINIMUM_SECRET} bytes; make one with "
+            f"a pepper, seal key or lookup secret needs at least {MINIMUM_SECRET} bytes; make one with "
             "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
     salt = f"apikey_auth.{purpose}"

@@ -2,10 +2,12 @@
 
 A key text is ``<prefix>_<id>_<secret><check>``, as in ``acme_4fRk0TzQ9bVw_<32 characters><6 characters>``.
 The check is a CRC32 of everything before it: it tells a real key from noise and from a typing error
-before any store is asked. It is public and proves nothing.
+before any store is asked. It is public and proves nothing. A *seal*, 11 characters between secret and check,
+is an HMAC of what stands before it: nobody without the secret makes a text that costs a call of the store.
 """
 
 import hashlib
+import hmac
 import json
 import re
 import secrets
@@ -24,6 +26,7 @@ JSON: TypeAlias = "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ID_LENGTH, SECRET_LENGTH, CHECK_LENGTH = 12, 32, 6  # 32 characters of base62 are 190 bits
+SEAL_LENGTH = 11  # characters of base62 that hold 8 bytes
 MAX_TEXT = 512  # bytes of a credential that are looked at; more is refused unread
 MAX_NAME = 255  # characters of an id, an owner, a name: what every database's indexed text can hold
 MAX_LISTED = 256  # scopes, and addresses, of one key
@@ -127,12 +130,20 @@ class KeyScheme:
     keys under the others stay good. ``formats`` read keys of an older system, in order; a text that
     starts with ``<prefix>_`` is never given to them.
 
+    ``seal_keys`` are secrets, oldest to newest: new keys are sealed with the newest, a text whose seal is
+    none of theirs is refused before any store is asked, and dropping one ends the keys sealed with it.
+    ``require_seal`` refuses texts without a seal too, as keys from before have none. Without ``seal_keys``
+    seals are not looked at.
+
     Raises ConfigurationError for a prefix, a pepper or a format that will not do.
     """
 
     prefix: str = "apikey"
     peppers: Sequence[str | bytes] = field(default=(), repr=False)
     formats: Sequence[Format] = ()
+    seal_keys: Sequence[str | bytes] = field(default=(), repr=False)
+    require_seal: bool = False
+    _seals: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
     _peppers: tuple[hashing.Pepper, ...] = field(init=False, repr=False, compare=False)
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _stand_in: str = field(init=False, repr=False, compare=False)
@@ -142,14 +153,18 @@ class KeyScheme:
             raise ConfigurationError(
                 f"the prefix {self.prefix!r} must be a letter and up to 31 letters, digits or underscores"
             )
-        if isinstance(self.peppers, str | bytes):
-            raise ConfigurationError("peppers is a list of secrets, oldest to newest")
+        for name in ("peppers", "seal_keys"):
+            if isinstance(getattr(self, name), str | bytes):
+                raise ConfigurationError(f"{name} is a list of secrets, oldest to newest")
+        if self.require_seal and not self.seal_keys:
+            raise ConfigurationError("require_seal takes seal_keys")
         _check_formats(self)
-        pattern = rf"{self.prefix}_([0-9A-Za-z]{{{ID_LENGTH}}})_([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{CHECK_LENGTH}}})"
         _assign(self, "peppers", tuple(self.peppers))
+        _assign(self, "seal_keys", tuple(self.seal_keys))
+        _assign(self, "_seals", tuple(hashing.derive(key, "seal") for key in self.seal_keys))
         _assign(self, "formats", tuple(self.formats))
         _assign(self, "_peppers", tuple(map(hashing.Pepper.of, self.peppers)))
-        _assign(self, "_pattern", re.compile(pattern))
+        _assign(self, "_pattern", _pattern_of(self.prefix))
         _assign(self, "_stand_in", self.digest(""))  # no request can carry the empty text
 
     def mint(self, key_id: str | None = None) -> KeyText:
@@ -157,6 +172,8 @@ class KeyScheme:
         key_id = _random(ID_LENGTH) if key_id is None else key_id
         secret = _random(SECRET_LENGTH)
         body = f"{self.prefix}_{key_id}_{secret}"
+        if self._seals:
+            body += _seal(self._seals[-1], body)
         return self.parse(body + _checksum(body))
 
     def parse(self, text: str) -> KeyText:
@@ -170,15 +187,22 @@ class KeyScheme:
             raise InvalidKey
         if text.startswith(f"{self.prefix}_"):
             match = self._pattern.fullmatch(text)
-            if match is None or _checksum(text[:-CHECK_LENGTH]) != match[3]:
+            if match is None or _checksum(text[:-CHECK_LENGTH]) != match["check"]:
                 raise InvalidKey
-            return KeyText(match[1], text, match[2], self.prefix)
+            if self._seals and not self._is_sealed(match["body"], match["seal"]):
+                raise InvalidKey
+            return KeyText(match["id"], text, match["secret"], self.prefix)
         if self.formats and _OPAQUE.fullmatch(text):
             for read in self.formats:
                 if (found := read(text)) is not None:
                     key_id, digested = found
                     return KeyText(key_id, digested, digested)
         raise InvalidKey
+
+    def _is_sealed(self, body: str, seal: str | None) -> bool:
+        if seal is None:
+            return not self.require_seal
+        return sum(hmac.compare_digest(_seal(key, body), seal) for key in self._seals) > 0  # each is compared
 
     def digest(self, text: str) -> str:
         """Digest a text under the newest pepper."""
@@ -225,6 +249,18 @@ def is_storable(text: str) -> bool:
 
 def _random(length: int) -> str:
     return "".join(secrets.choice(BASE62) for _ in range(length))
+
+
+def _pattern_of(prefix: str) -> re.Pattern[str]:
+    def part(name: str, length: int) -> str:
+        return f"(?P<{name}>[0-9A-Za-z]{{{length}}})"
+
+    body = f"(?P<body>{prefix}_{part('id', ID_LENGTH)}_{part('secret', SECRET_LENGTH)})"
+    return re.compile(f"{body}{part('seal', SEAL_LENGTH)}?{part('check', CHECK_LENGTH)}")
+
+
+def _seal(key: bytes, body: str) -> str:
+    return _base62(int.from_bytes(hmac.digest(key, body.encode("ascii"), "sha256")[:8]), SEAL_LENGTH)
 
 
 def _checksum(body: str) -> str:

@@ -14,13 +14,15 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from itsdangerous import Signer
 
-from apikey_auth import hashing, keys
+from apikey_auth import Authenticator, MemoryKeyStore, hashing, keys
 from apikey_auth.credentials import Credential
 from apikey_auth.decisions import check_request
 from apikey_auth.errors import ConfigurationError, InvalidKey
 from apikey_auth.formats import opaque_tokens
 from apikey_auth.keys import APIKey, IssuedKey, KeyScheme, KeyText, named_id
+from apikey_auth.testing import UnreliableStore
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -653,3 +655,99 @@ def test_a_repr_still_tells_which_key_it_is():
     minted = PLAIN.mint()
     assert minted.id in repr(minted)
     assert "'u1'" in repr(IssuedKey(record(), minted.text))
+
+
+# Seals
+
+OLD_SEAL, NEW_SEAL = "the older seal key, long enough", "the newer seal key, long enough"
+SEALED = KeyScheme("acme", seal_keys=[OLD_SEAL, NEW_SEAL])
+
+
+def seal_of(body, secret):
+    """The seal as DESIGN has it, by itsdangerous and by hand."""
+    signer = Signer(secret, "apikey_auth.seal", key_derivation="hmac", digest_method=hashlib.sha256)
+    number = int.from_bytes(hmac.new(signer.derive_key(), body.encode(), "sha256").digest()[:8], "big")
+    return "".join(BASE62[number // 62**place % 62] for place in range(10, -1, -1))
+
+
+def test_a_sealed_key_reads_prefix_id_secret_seal_and_check():
+    text = SEALED.mint("ABCDEFGHIJKL").text
+    assert re.fullmatch(r"acme_ABCDEFGHIJKL_[0-9A-Za-z]{49}", text)
+    body, seal = text[: len("acme_ABCDEFGHIJKL_") + 32], text[-17:-6]
+    assert seal == seal_of(body, NEW_SEAL)
+    assert text[-6:] == check_of(body + seal)
+
+
+def test_the_secret_of_a_sealed_key_is_what_stands_before_the_seal():
+    minted = SEALED.mint()
+    assert (len(minted.secret), minted.last4) == (32, minted.text[-21:-17])
+
+
+@pytest.mark.parametrize("key", [OLD_SEAL, NEW_SEAL])
+def test_the_seal_of_any_seal_key_is_good(key):
+    minted = KeyScheme("acme", seal_keys=[key]).mint()
+    assert SEALED.parse(minted.text) == minted
+
+
+def test_dropping_a_seal_key_ends_the_keys_that_are_sealed_with_it():
+    minted = KeyScheme("acme", seal_keys=[OLD_SEAL]).mint()
+    with pytest.raises(InvalidKey):
+        KeyScheme("acme", seal_keys=[NEW_SEAL]).parse(minted.text)
+
+
+@pytest.mark.parametrize("place", range(len("acme_"), len("acme_") + 62))
+def test_a_forged_text_with_a_good_check_is_refused(place):
+    minted = SEALED.mint().text
+    other = "B" if minted[place] != "B" else "C"
+    forged = minted[:place] + other + minted[place + 1 : -6]
+    with pytest.raises(InvalidKey):
+        SEALED.parse(forged + check_of(forged))
+
+
+def test_keys_from_before_are_good_unless_a_seal_is_required():
+    unsealed = PLAIN.mint()
+    assert SEALED.parse(unsealed.text) == unsealed
+    with pytest.raises(InvalidKey):
+        KeyScheme("acme", seal_keys=[NEW_SEAL], require_seal=True).parse(unsealed.text)
+
+
+def test_without_seal_keys_seals_are_not_looked_at():
+    minted = SEALED.mint()
+    assert PLAIN.parse(minted.text) == minted
+
+
+def test_a_seal_is_one_of_its_prefix():
+    minted = SEALED.mint().text
+    other = "beta" + minted[4:-6]
+    with pytest.raises(InvalidKey):
+        KeyScheme("beta", seal_keys=[NEW_SEAL]).parse(other + check_of(other))
+
+
+def test_a_forged_text_costs_no_call_of_the_store():
+    store = UnreliableStore(MemoryKeyStore())
+    auth = Authenticator(store, SEALED)
+    text = auth.keys.issue("ada").text
+    forged = text[:-17] + KeyScheme("acme", seal_keys=["some other seal key altogether"]).mint().text[-17:-6]
+    store.calls.clear()
+    with pytest.raises(InvalidKey):
+        auth.authenticate(forged + check_of(forged))
+    assert store.calls == {}
+    assert auth.authenticate(text).user.id == "ada"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seal_keys": "one secret of enough bytes"}, "seal_keys is a list of secrets"),
+        ({"seal_keys": ["short"]}, "at least 16 bytes"),
+        ({"seal_keys": [None]}, "is its variable set"),
+        ({"require_seal": True}, "require_seal takes seal_keys"),
+    ],
+)
+def test_seal_keys_that_will_not_do_are_refused(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        KeyScheme("acme", **options)
+
+
+def test_seal_keys_are_not_shown():
+    assert NEW_SEAL not in repr(SEALED)
