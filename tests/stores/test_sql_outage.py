@@ -29,6 +29,7 @@ from apikey_auth.stores.sql import AsyncSQLKeyStore, SQLKeyStore
 NOW = datetime(2026, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
 TIMEOUT = 1.0
 ALLOWANCE = 1.5  # psycopg connects for 2 s at least, and the machine is busy
+QUEUE = 1.0  # more where a call may have waited for a connection before it made one
 
 PAUSE = 0.5  # between the calls of each of the 50, who would keep each other waiting for too long
 
@@ -317,7 +318,8 @@ async def test_a_server_that_fails_under_load_is_unavailable_until_it_is_back_an
     unavailable = [made for made in load.made if made.failed]
     assert [made for made in unavailable if made.ended < down] == []
     assert [made for made in unavailable if made.began > up] == []
-    assert [made for made in load.made if made.took > TIMEOUT + ALLOWANCE] == []
+    longest = TIMEOUT + ALLOWANCE + (0 if driver.asynchronous else QUEUE)
+    assert [made for made in load.made if made.took > longest] == []
     await closed(own, driver.kind, sockets_before)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from random import uniform
 from time import monotonic
-from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -59,6 +59,7 @@ class Database:
         self._sleep = sleep
         self._create = create
         self._dialect = self._reading.dialect.name
+        self.given_up: set[asyncio.Task[Any]] = set()  # calls that nobody waits for any more
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property

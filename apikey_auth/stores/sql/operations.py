@@ -92,7 +92,8 @@ def purge(connection: sa.Connection, before: datetime) -> int:
     revision = _advance(connection)
     connection.execute(sa.update(STATE).values(floor=revision))
     ends = (KEYS.c.revoked_at, KEYS.c.expires_at, KEYS.c.grace_until)
-    return connection.execute(sa.delete(KEYS).where(sa.or_(*(end < before for end in ends)))).rowcount
+    # One by one: for all of them at once SQLite takes no index.
+    return sum(connection.execute(sa.delete(KEYS).where(end < before)).rowcount for end in ends)
 
 
 def touch(connection: sa.Connection, used: Mapping[str, datetime]) -> None:

@@ -46,6 +46,8 @@ async def _async_run(database: Database, work: Callable[P, T], *args: P.args, **
     limit = database.timeout if database.is_remote else None
     done, _ = await asyncio.wait([task], timeout=limit)
     if not done:
+        database.given_up.add(task)
+        task.add_done_callback(database.given_up.discard)
         # The driver's own deadline ends it in a moment. This one is for a driver that has none.
         asyncio.get_running_loop().call_later(1, task.cancel)
         raise StoreUnavailable(f"the database did not answer within {database.timeout:g} s")
@@ -56,6 +58,19 @@ def _note(task: "asyncio.Task[T]") -> None:
     """Take notice of how a call ended that nobody may be waiting for any more."""
     if not task.cancelled():
         task.exception()
+
+
+def _close(database: Database) -> None:
+    """Close the connections that are not in use."""
+    database.dispose()
+
+
+async def _async_close(database: Database) -> None:
+    """Close the connections that are not in use, and those of calls that nobody waits for any more."""
+    for task in tuple(database.given_up):
+        task.cancel()
+        await asyncio.wait([task])
+    await greenlet_spawn(database.dispose)
 
 
 def _join(database: Database, connection: sa.Connection | Session, key: APIKey) -> None:
@@ -149,7 +164,7 @@ class SQLKeyStore:
 
     def close(self) -> None:
         """Close the connections that are not in use; the store opens new ones when it is used again."""
-        _run(self._database, self._database.dispose)
+        _close(self._database)
 
 
 class AsyncSQLKeyStore:
@@ -233,4 +248,4 @@ class AsyncSQLKeyStore:
 
     async def close(self) -> None:
         """Close the connections that are not in use; the store opens new ones when it is used again."""
-        await _async_run(self._database, self._database.dispose)
+        await _async_close(self._database)
