@@ -2,7 +2,8 @@
 
     python examples/custom_store.py --port 8000
 
-The table has the tokens themselves, ``abcd`` is ada's; nothing in it is changed but an index added.
+The table has the tokens themselves, ``abcd`` is ada's; nothing in it is changed but an index added. What
+proves the store is ``test_custom_store.py`` beside this file: ``pytest examples/test_custom_store.py``.
 
     curl http://127.0.0.1:8000/public
     curl -H "apikey: abcd" http://127.0.0.1:8000/me
@@ -14,17 +15,21 @@ import secrets
 import shlex
 import sqlite3
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import waitress  # type: ignore[import-untyped]
 from flask import Flask, g
 
-from apikey_auth import APIKey, Authenticator, InvalidKey, KeyScheme, opaque_tokens
+from apikey_auth import APIKey, Authenticator, InvalidKey, KeyScheme, StoreUnavailable, opaque_tokens
 from apikey_auth.flask import APIKeyAuth, current_identity
 
 SCHEME = KeyScheme(formats=[opaque_tokens()])
+
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)  # the table does not tell when a token was made
 
 
 class TokenStore:
@@ -34,13 +39,35 @@ class TokenStore:
         self.path = path
 
     def get(self, key_id: str, /) -> APIKey | None:
-        query = "SELECT token, user_name, scopes FROM tokens WHERE key_id(token) = ?"
-        with closing(connect(self.path)) as database:
-            row = database.execute(query, [key_id]).fetchone()
+        try:
+            row = find_token(self.path, key_id)
+        except sqlite3.Error as error:  # the token may be good: nobody could look it up
+            raise StoreUnavailable(f"the tokens cannot be read: {error}") from error
         if row is None:
             return None
         token, user, scopes = row
-        return APIKey(key_id, user, SCHEME.digest(token), scopes=scopes.split())
+        return APIKey(key_id, user, SCHEME.digest(token), scopes=tuple(scopes.split()), created_at=LONG_AGO)
+
+
+def find_token(path: str, key_id: str) -> tuple[str, str, str] | None:
+    """Read the row of the token that has an id."""
+    query = "SELECT token, user_name, scopes FROM tokens WHERE key_id(token) = ?"
+    with closing(connect(path)) as database, suppress(UnicodeEncodeError):  # no token has such an id
+        row: tuple[str, str, str] | None = database.execute(query, [key_id]).fetchone()
+        return row
+    return None
+
+
+def open_tokens(url: str) -> TokenStore:
+    """Make the store that ``open_store("tokens:///tokens.db")`` asks for.
+
+    A package that has a store names it in its ``pyproject.toml``: the URL's scheme, and what takes the URL. For a
+    store that is async the name is ``"tokens.async"``::
+
+        [project.entry-points."apikey_auth.stores"]
+        tokens = "custom_store:open_tokens"
+    """
+    return TokenStore(url.removeprefix("tokens:///"))
 
 
 def connect(path: str) -> sqlite3.Connection:

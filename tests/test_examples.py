@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from serving import PATIENCE, ROOT, Server, environment, free_port, printed_keys, running
 
-from apikey_auth import KeyManager
+from apikey_auth import APIKey, KeyManager
 from apikey_auth.stores.sql import SQLKeyStore
+from apikey_auth.testing import KeyReaderContract
 
 NAMES = ("quickstart", "asgi_app", "wsgi_app", "flask_app", "django_app", "custom_store")
 CHALLENGE = 'ApiKey realm="api", in="header", name="apikey"'
@@ -163,7 +165,57 @@ def assert_refused(server: Server, target: str, status: int, code: str, key: str
 
 def test_every_example_is_tested() -> None:
     tested = {*NAMES, "sensenet"}  # that one by test_sensenet_clients.py
+    tested.add("test_custom_store")  # below
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
+
+
+class TestTokenStore(KeyReaderContract):
+    """The store of ``custom_store.py``, and what its own test leaves out: a file that cannot be read."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Any:
+        self.module, self.path = load("custom_store"), tmp_path / "tokens.db"
+        self.module.make_table(str(self.path))
+        self.module.add_token(str(self.path), "ada", "abcd")
+        return self.module.TokenStore(str(self.path))
+
+    @pytest.fixture
+    def known(self, store: Any) -> APIKey:
+        key = store.get(self.module.SCHEME.parse("abcd").id)
+        assert isinstance(key, APIKey)
+        return key
+
+    @contextmanager
+    def break_store(self, store: object) -> Iterator[None]:
+        away = self.path.rename(self.path.with_suffix(".away"))
+        self.path.write_bytes(b"no database" * 100)
+        yield
+        away.replace(self.path)
+
+    def connections(self, store: object) -> int:
+        opened = Path("/proc/self/fd").iterdir()
+        return sum(link.exists() and link.samefile(self.path) for link in opened)
+
+
+def test_the_store_plugins_own_test_file_proves_it() -> None:
+    command = [sys.executable, "-m", "pytest", str(ROOT / "examples/test_custom_store.py"), "-q"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\b2\d passed, 6 skipped", done.stdout), done.stdout
+
+
+def test_the_store_plugin_is_found_by_the_url_that_its_comment_tells() -> None:
+    module = load("custom_store")
+    assert 'tokens = "custom_store:open_tokens"' in source("custom_store").read_text()
+    assert module.open_tokens("tokens:///tokens.db").path == "tokens.db"
 
 
 def test_the_store_plugin_has_at_most_15_lines() -> None:
