@@ -46,10 +46,11 @@ async def _async_run(database: Database, work: Callable[P, T], *args: P.args, **
     limit = database.timeout if database.is_remote else None
     done, _ = await asyncio.wait([task], timeout=limit)
     if not done:
+        # The driver's own deadline ends it in a moment. This one is for a driver that has none.
+        ending = asyncio.get_running_loop().call_later(1, task.cancel)
+        task.add_done_callback(lambda _: ending.cancel())
         database.given_up.add(task)
         task.add_done_callback(database.given_up.discard)
-        # The driver's own deadline ends it in a moment. This one is for a driver that has none.
-        asyncio.get_running_loop().call_later(1, task.cancel)
         raise StoreUnavailable(f"the database did not answer within {database.timeout:g} s")
     return task.result()
 
