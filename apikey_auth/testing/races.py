@@ -259,7 +259,7 @@ class KeyStoreRaces(KeyStoreSentences):
     def test_pages_neither_skip_nor_repeat_while_others_write(self, kept: Kept, threads: Threads) -> None:
         lasting = [f"k{n:06}" for n in range(self.many)]
         self.add_many(kept, [record(key_id) for key_id in lasting])
-        limit = self.many // 25 + 7
+        limit = self.many // 12 + 7
         walked, stopped = Event(), Event()
         last = 0
 
