@@ -96,6 +96,7 @@ DRIVERS = {
     "stores.sql.operations": {"sqlalchemy"},
     "stores.sql.psycopg": {"psycopg"},
     "stores.sql.engines": {"sqlalchemy"},
+    "stores.sql.turns": set(),
     "stores.sql.database": {"sqlalchemy"},
     "stores.sql.store": {"sqlalchemy"},
     "stores.redis": {"redis"},

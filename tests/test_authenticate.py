@@ -141,7 +141,7 @@ FACTS = ["wrong", "revoked", "disabled", "expired", "inactive", "elsewhere", "na
 @pytest.mark.parametrize(
     "facts",
     [set(itertools.compress(FACTS, each)) for each in itertools.product([0, 1], repeat=7)],
-    ids=" ".join,
+    ids=lambda facts: " ".join(sorted(facts)),
 )
 async def test_of_all_reasons_the_first_in_the_order_of_the_design_is_given(colour, minted, facts):
     key = record(

@@ -7,7 +7,7 @@ share. Everything here blocks; SQLAlchemy's greenlets make it asyncio's for the 
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from random import uniform
 from time import monotonic
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
@@ -21,6 +21,7 @@ from ...errors import ConfigurationError, StoreUnavailable
 from ...forking import after_fork
 from . import failures, schema
 from .engines import checked_engine, checked_url, engines_of
+from .turns import Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,6 +60,8 @@ class Database:
         self._sleep = sleep
         self._create = create
         self._dialect = self._reading.dialect.name
+        # For the one connection of SQLite's writers, whose pool lets newcomers overtake. Tasks take turns anyway.
+        self._turns = Turns() if self._own and not self.is_remote and not asynchronous else None
         self.given_up: set[asyncio.Task[Any]] = set()  # calls that nobody waits for any more
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -148,7 +151,8 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with self._writing.connect() as connection:
+        turn = nullcontext() if self._turns is None else self._turns.taken(self.timeout)
+        with turn, self._writing.connect() as connection:
             if self._dialect == "sqlite":
                 self._lock_file(connection)
             try:

@@ -133,7 +133,9 @@ def _advance(connection: sa.Connection) -> int:
 
 def _matching(owner: str | None, live_at: datetime | None) -> sa.ColumnElement[bool]:
     """The SQL of ``decisions.state`` being None, and of an owner."""
-    conditions: list[sa.ColumnElement[bool]] = [] if owner is None else [KEYS.c.owner == owner]
+    conditions: list[sa.ColumnElement[bool]] = []
+    if owner is not None:
+        conditions.append(KEYS.c.owner == owner if is_storable(owner) else sa.false())
     if live_at is not None:
         live_at = in_utc("live_at", live_at)
         conditions += [KEYS.c.revoked_at.is_(None), ~KEYS.c.disabled]
