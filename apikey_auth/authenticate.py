@@ -211,14 +211,14 @@ class Authenticator(Generic[U_co]):
         current = cache.is_current()
         if current and not cache.may_poll():
             return verdict, False
-        if not current and cache.is_usable_stale(verdict) and cache.has_just_failed():
+        if not current and cache.is_usable_stale(mark) and cache.has_just_failed():
             return verdict, True
         try:
             self._polls.run(_POLL, self._poll)
         except StoreUnavailable:
             if cache.is_current():
                 return verdict, False
-            if cache.is_usable_stale(verdict):
+            if cache.is_usable_stale(mark):
                 return verdict, True
             raise
         verdict = cache.find(mark) if cache.is_current() else None  # it may have been late itself
@@ -401,14 +401,14 @@ class AsyncAuthenticator(Generic[U_co]):
         current = cache.is_current()
         if current and not cache.may_poll():
             return verdict, False
-        if not current and cache.is_usable_stale(verdict) and cache.has_just_failed():
+        if not current and cache.is_usable_stale(mark) and cache.has_just_failed():
             return verdict, True
         try:
             await self._polls.run(_POLL, self._poll)
         except StoreUnavailable:
             if cache.is_current():
                 return verdict, False
-            if cache.is_usable_stale(verdict):
+            if cache.is_usable_stale(mark):
                 return verdict, True
             raise
         verdict = cache.find(mark) if cache.is_current() else None  # it may have been late itself

@@ -146,9 +146,9 @@ class VerdictCache:
         """Say whether verdicts may be used without a poll before."""
         return not self.follows or self._age() < self.max_staleness
 
-    def is_usable_stale(self, verdict: Verdict) -> bool:
-        """Say whether a verdict may be used although the store does not answer."""
-        return verdict.matches and self._age() < self.max_staleness + self.stale_if_error
+    def is_usable_stale(self, mark: Mark) -> bool:
+        """Say whether a verdict may be used although the store does not answer; one on a good key may."""
+        return mark in self._good and self._age() < self.max_staleness + self.stale_if_error
 
     def has_just_failed(self) -> bool:
         """Say whether a poll failed a moment ago, so that the next may wait a little."""
