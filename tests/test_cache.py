@@ -588,22 +588,29 @@ def test_a_verdict_knows_when_a_live_key_no_longer_is(
 
 def test_a_good_verdict_goes_on_for_stale_if_error_behind_max_staleness(make: Maker, ticks: Ticks) -> None:
     cache = make(stale_if_error=32.0)
-    verdict = fill(cache, "k")
+    fill(cache, "k")
     for later, usable in [(0, True), (1, True), (32.9375, True), (33, False), (3600, False)]:
         ticks.now = 1024.0 + later
-        assert cache.is_usable_stale(verdict) == usable
-    ticks.now = 1025.0
-    wrong = keep(cache, "l", record("l"), cache.fence(), good=False, matches=False)
-    unknown = keep(cache, "m", None, cache.fence(), good=False, matches=False)
-    assert not cache.is_usable_stale(wrong)
-    assert not cache.is_usable_stale(unknown)
+        assert cache.is_usable_stale(mark_of("k")) == usable
+
+
+def test_no_refusal_goes_on_and_nothing_that_was_dropped(make: Maker, ticks: Ticks) -> None:
+    cache = make(stale_if_error=32.0)
+    fill(cache, "disabled", good=False)
+    keep(cache, "unknown", None, cache.fence(), good=False, matches=False)
+    fill(cache, "dropped")
+    cache.evict(["dropped"])
+    for later in (0, 1):
+        ticks.now += later
+        for text in ("disabled", "unknown", "dropped", "never seen"):
+            assert not cache.is_usable_stale(mark_of(text))
 
 
 def test_without_stale_if_error_nothing_goes_on_behind_max_staleness(make: Maker, ticks: Ticks) -> None:
     cache = make()
-    verdict = fill(cache, "k")
+    fill(cache, "k")
     ticks.now += 1
-    assert not cache.is_usable_stale(verdict)
+    assert not cache.is_usable_stale(mark_of("k"))
 
 
 # A store that cannot tell what changed
@@ -831,7 +838,7 @@ def test_a_child_starts_with_nothing_and_with_a_lock_that_nobody_holds(
     make: Maker, held: Callable[[Any], None]
 ) -> None:
     cache = make(stale_if_error=30.0)
-    verdict = fill(cache, "a")
+    fill(cache, "a")
     fill(cache, "b", good=False)
     fence = cache.fence()
     cache.may_poll()
@@ -839,7 +846,7 @@ def test_a_child_starts_with_nothing_and_with_a_lock_that_nobody_holds(
 
     def is_new() -> bool:
         forgotten = len(cache) == 0 and not cache._marks and cache.revision is None and cache.needs_poll()
-        distrusted = not cache.is_current() and not cache.is_usable_stale(verdict)
+        distrusted = not cache.is_current() and not cache.is_usable_stale(mark_of("a"))
         free = cache._lock.acquire(timeout=1)
         cache._lock.release()
         keep(cache, "k", record("k"), fence)

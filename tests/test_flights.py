@@ -81,9 +81,8 @@ ERRORS = [unavailable(), InsufficientScope(["a", "b"]), ValueError("one", 2)]
 # Threads
 
 
-@pytest.fixture
-def waiting(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """A list that has one item for each thread that has begun to wait for another's flight."""
+def counted_waits(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Make a list that gets one item for each thread that begins to wait for another's flight."""
     found: list[None] = []
 
     class Counted(threading.Event):
@@ -93,6 +92,9 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
     monkeypatch.setattr("apikey_auth.flights.Event", Counted)
     return found
+
+
+waiting = pytest.fixture(counted_waits, name="waiting")
 
 
 @pytest.fixture
