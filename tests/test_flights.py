@@ -354,15 +354,21 @@ async def test_no_task_joins_a_flight_that_was_detached(async_flights: AsyncFlig
 
 def test_each_event_loop_has_flights_of_its_own(async_flights: AsyncFlights[Any]) -> None:
     journeys = Journey("first"), Journey("second")
+    begun: list[None] = []
+
+    async def run(journey: Journey) -> Any:
+        begun.append(None)
+        return await async_flights.run("a", journey.go)
+
     with EventLoop() as first, EventLoop() as second, ThreadPoolExecutor(4) as threads:
         answers: list[Future[Any]] = []
         for loop, journey in zip((first, second), journeys, strict=True):
-            answers += [threads.submit(loop.run, async_flights.run, "a", journey.go) for _ in range(2)]
-        for journey in journeys:
-            until(lambda journey=journey: journey.calls)  # type: ignore[misc]
+            answers += [threads.submit(loop.run, run, journey) for _ in range(2)]
+        until(lambda: len(begun) == 4 and all(journey.calls for journey in journeys))
         for journey in reversed(journeys):
             journey.gate.set()
         assert [answer.result() for answer in answers] == ["first", "first", "second", "second"]
+    assert [journey.calls for journey in journeys] == [1, 1]
 
 
 def test_a_loop_that_is_gone_leaves_nothing_behind(async_flights: AsyncFlights[Any]) -> None:
