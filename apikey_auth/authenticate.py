@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import cached_property, partial
-from typing import Generic, NoReturn, TypedDict, Unpack, cast, overload
+from typing import Any, Generic, NoReturn, TypedDict, Unpack, cast, overload
 
 from .cache import Mark, UserCache, Verdict, VerdictCache, mark_of
 from .decisions import Identity, Owner, U_co, check_request, identify, is_of, judge, redigested, state
@@ -92,6 +92,12 @@ def _can_swap(store: object, *, asynchronous: bool) -> bool:
     return True
 
 
+def share_cache(auth: "Authenticator[Any]", other: "AsyncAuthenticator[Any]") -> None:
+    """Let the two authenticators of one application remember together, and forget together."""
+    other._cache, other._users = auth._cache, auth._users
+    auth._cache.call_on_eviction(other._reads.detach)
+
+
 def check_authenticator(auth: object, wanted: type) -> None:
     """Raise ConfigurationError unless this is the kind of authenticator that an adapter needs."""
     if not isinstance(auth, wanted):
@@ -149,6 +155,7 @@ class Authenticator(Generic[U_co]):
         self._cache, self._users = _caches(store, caching)
         self._reads: Flights[Verdict] = Flights()
         self._polls: Flights[None] = Flights()
+        self._cache.call_on_eviction(self._reads.detach)
 
     @cached_property
     def keys(self) -> KeyManager:
@@ -156,7 +163,7 @@ class Authenticator(Generic[U_co]):
 
         Raises ConfigurationError if the store only reads.
         """
-        store = EvictingStore(self.store, self._cache, self._reads.detach)
+        store = EvictingStore(self.store, self._cache)
         return KeyManager(store, self.scheme, clock=self._clock)
 
     @property
@@ -339,6 +346,7 @@ class AsyncAuthenticator(Generic[U_co]):
         self._cache, self._users = _caches(store, caching)
         self._reads: AsyncFlights[Verdict] = AsyncFlights()
         self._polls: AsyncFlights[None] = AsyncFlights()
+        self._cache.call_on_eviction(self._reads.detach)
 
     @cached_property
     def keys(self) -> AsyncKeyManager:
@@ -346,7 +354,7 @@ class AsyncAuthenticator(Generic[U_co]):
 
         Raises ConfigurationError if the store only reads.
         """
-        store = AsyncEvictingStore(self.store, self._cache, self._reads.detach)
+        store = AsyncEvictingStore(self.store, self._cache)
         return AsyncKeyManager(store, self.scheme, clock=self._clock)
 
     @property

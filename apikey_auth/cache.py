@@ -16,7 +16,8 @@ A store that cannot tell what changed gets a time-to-live, ``max_staleness``, in
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
@@ -98,8 +99,13 @@ class VerdictCache:
         self._monotonic = monotonic
         if stale_if_error and not follows:
             raise ConfigurationError("stale_if_error takes a store with changes()")
+        self._on_eviction: list[Callable[[], None]] = []
         self._start_anew()
         after_fork(self._start_anew)  # what the parent learns from now on, a child does not
+
+    def call_on_eviction(self, detach: Callable[[], None]) -> None:
+        """Have something called after each eviction: what is being read then, nobody shall join any more."""
+        self._on_eviction.append(detach)
 
     def _start_anew(self) -> None:
         self._lock = Lock()  # a new one: in a child the old one may be held by a thread that is not there
@@ -221,41 +227,38 @@ class VerdictCache:
 
     def evict(self, ids: Iterable[str]) -> None:
         """Drop the verdicts on these keys, and let none be kept that was read before now."""
-        with self._lock:
-            self._generation += 1
+        with self._evicting():
             self._drop_ids(ids)
-
-    def compare(self, key_id: str, key: APIKey | None) -> bool:
-        """Drop the verdicts on a key of which another version was read just now; say whether there were any."""
-        with self._lock:
-            verdicts = [
-                self._good.get(mark) or self._others.get(mark) for mark in self._marks.get(key_id, ())
-            ]
-            version = key and key.version
-            if all(each is None or (each.key and each.key.version) == version for each in verdicts):
-                return False
-            self._generation += 1
-            self._drop_ids((key_id,))
-            return True
 
     def evict_owner(self, owner: str) -> None:
         """Drop the verdicts on an owner's keys; see ``evict``."""
-        with self._lock:
-            self._generation += 1
-            of_owner = [
-                mark for mark, verdict in self._good.items() if verdict.key and verdict.key.owner == owner
-            ]
-            others = [
-                mark for mark, verdict in self._others.items() if verdict.key and verdict.key.owner == owner
-            ]
-            for mark in of_owner + others:
-                self._drop(mark)
+        with self._evicting():
+            for verdicts in (self._good, self._others):
+                of_owner = [mark for mark, each in verdicts.items() if each.key and each.key.owner == owner]
+                for mark in of_owner:
+                    self._drop(mark)
 
     def evict_all(self) -> None:
         """Drop every verdict; see ``evict``."""
+        with self._evicting():
+            self._drop_all()
+
+    def compare(self, key_id: str, key: APIKey | None) -> None:
+        """Drop the verdicts on a key of which another version was read just now; see ``evict``."""
+        with self._lock:
+            marks = self._marks.get(key_id, ())
+            remembered = [self._good.get(mark) or self._others[mark] for mark in marks]
+        version = key and key.version
+        if any((each.key and each.key.version) != version for each in remembered):
+            self.evict((key_id,))
+
+    @contextmanager
+    def _evicting(self) -> Iterator[None]:
         with self._lock:
             self._generation += 1
-            self._drop_all()
+            yield
+        for detach in self._on_eviction:
+            detach()
 
     def __len__(self) -> int:
         return len(self._good) + len(self._others)

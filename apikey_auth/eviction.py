@@ -26,10 +26,9 @@ from .stores.protocol import (
 class EvictingStore(Bridge):
     """A ``KeyStore`` that tells a cache what it changed, in front of another one."""
 
-    def __init__(self, store: KeyReader, cache: VerdictCache, detach: Callable[[], None]) -> None:
+    def __init__(self, store: KeyReader, cache: VerdictCache) -> None:
         self._store: KeyStore = store  # type: ignore[assignment]  # whoever manages keys checks it
         self._cache = cache
-        self._detach = detach
 
     @property
     def wrapped(self) -> object:
@@ -38,8 +37,7 @@ class EvictingStore(Bridge):
     def get(self, key_id: str, /) -> APIKey | None:
         """Read a record; where it is another one than is remembered, it is remembered no more."""
         key = self._store.get(key_id)
-        if self._cache.compare(key_id, key):
-            self._detach()
+        self._cache.compare(key_id, key)
         return key
 
     def find(
@@ -89,23 +87,18 @@ class EvictingStore(Bridge):
 
     def _evict(self, forget: Callable[[], None]) -> None:
         """Evict now, and again at the commit of a transaction that the application has open there."""
-        self._forget(forget)
+        forget()
         on_commit = getattr(self._store, "on_commit", None)
         if on_commit is not None:
-            on_commit(partial(self._forget, forget))
-
-    def _forget(self, forget: Callable[[], None]) -> None:
-        forget()
-        self._detach()
+            on_commit(forget)
 
 
 class AsyncEvictingStore(Bridge):
     """An ``AsyncKeyStore`` that tells a cache what it changed, in front of another one."""
 
-    def __init__(self, store: AsyncKeyReader, cache: VerdictCache, detach: Callable[[], None]) -> None:
+    def __init__(self, store: AsyncKeyReader, cache: VerdictCache) -> None:
         self._store: AsyncKeyStore = store  # type: ignore[assignment]  # whoever manages keys checks it
         self._cache = cache
-        self._detach = detach
 
     @property
     def wrapped(self) -> object:
@@ -114,8 +107,7 @@ class AsyncEvictingStore(Bridge):
     async def get(self, key_id: str, /) -> APIKey | None:
         """Read a record; where it is another one than is remembered, it is remembered no more."""
         key = await self._store.get(key_id)
-        if self._cache.compare(key_id, key):
-            self._detach()
+        self._cache.compare(key_id, key)
         return key
 
     async def find(
@@ -165,11 +157,7 @@ class AsyncEvictingStore(Bridge):
 
     async def _evict(self, forget: Callable[[], None]) -> None:
         """Evict now, and again at the commit of a transaction that the application has open there."""
-        self._forget(forget)
+        forget()
         on_commit = getattr(self._store, "on_commit", None)
         if on_commit is not None:
-            await on_commit(partial(self._forget, forget))
-
-    def _forget(self, forget: Callable[[], None]) -> None:
-        forget()
-        self._detach()
+            await on_commit(forget)

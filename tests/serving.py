@@ -219,3 +219,18 @@ def django() -> Any:
     django_app.make_first_keys()
     connections.close_all()
     return application
+
+
+@contextmanager
+def store_in_django(database: Path) -> Iterator[Any]:
+    """Give the store in the database of another process's Django project."""
+    from django.db import connections
+
+    from apikey_auth.django.store import DjangoKeyStore
+
+    connections.settings["example"] = {**connections.settings["default"], "NAME": database}
+    try:
+        yield DjangoKeyStore("example")
+    finally:
+        connections["example"].close()
+        del connections["example"]

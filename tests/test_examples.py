@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from serving import PATIENCE, ROOT, Server, environment, free_port, printed_keys, running
+from serving import PATIENCE, ROOT, Server, environment, free_port, printed_keys, running, store_in_django
 
 from apikey_auth import APIKey, KeyManager
 from apikey_auth.stores.sql import SQLKeyStore
@@ -118,23 +118,13 @@ def check_owner_without_a_user(server: Server, name: str, database: Path) -> Non
         with closing(load(name).connect(str(database))) as connection, connection:
             connection.execute("INSERT INTO tokens VALUES (?, 'eve', '')", [key])
     elif name == "django_app":
-        key = issue_in_django(database, "eve")
+        with store_in_django(database) as store:
+            key = KeyManager(store).issue("eve").text
     else:
         store = SQLKeyStore(f"sqlite:///{database}")
         key = KeyManager(store).issue("eve").text
         store.close()
     assert_refused(server, "/me", 401, "inactive_user", key=key)
-
-
-def issue_in_django(database: Path, owner: str) -> str:
-    from django.db import connections
-
-    from apikey_auth.django.store import DjangoKeyStore
-
-    connections.settings["example"] = {**connections.settings["default"], "NAME": database}
-    text = KeyManager(DjangoKeyStore("example")).issue(owner).text
-    connections["example"].close()
-    return text
 
 
 def issue_as_told(log: str, user: str) -> str:

@@ -79,10 +79,10 @@ class Colour:
     def __init__(self, asynchronous):
         self.asynchronous = asynchronous
 
-    def authenticator(self, store, scheme, clock=lambda: NOW):
+    def authenticator(self, store, scheme, clock=lambda: NOW, **options):
         if self.asynchronous:
-            return AsyncAuthenticator(Inline(store), scheme, clock=clock)
-        return Authenticator(store, scheme, clock=clock)
+            return AsyncAuthenticator(Inline(store), scheme, clock=clock, **options)
+        return Authenticator(store, scheme, clock=clock, **options)
 
 
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
@@ -527,7 +527,7 @@ async def test_a_store_that_only_reads_lets_the_key_in_and_is_asked_for_nothing_
 ):
     caplog.set_level(logging.DEBUG, "apikey_auth")
     await imported(colour.authenticator(store, scheme_for("drf_api_key_2")), "drf_api_key_2")
-    auth = colour.authenticator(Reader(store), scheme_for("drf_api_key_2"))
+    auth = colour.authenticator(Reader(store), scheme_for("drf_api_key_2"), cache_size=0)
     text = made("drf_api_key_2")[0]["text"]
     assert (await verdict(auth, text)).key.version == 1
     assert (await verdict(auth, text)).key.version == 1
@@ -578,7 +578,7 @@ async def test_a_change_that_is_quicker_wins_and_the_key_is_digested_anew_next_t
             return super().swap(old, new, successor)
 
     store = Overtaken()
-    auth = colour.authenticator(store, scheme_for("knox_5"))
+    auth = colour.authenticator(store, scheme_for("knox_5"), cache_size=0)
     await imported(auth, "knox_5")
     text = made("knox_5")[0]["text"]
     found = await verdict(auth, text)

@@ -67,7 +67,7 @@ def test_two_commands_do_the_set_up() -> None:
     # .ci/run runs both as they stand; here only that they are what it looks for.
     first, second = blocks("sh")
     assert first.endswith("examples/quickstart.py\n")
-    assert second.endswith(".venv/bin/pytest\n")
+    assert second.endswith(".venv/bin/pytest -n auto --dist loadfile\n")
     for command in (first, second):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[")
 

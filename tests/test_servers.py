@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import sleep
 
 import pytest
-from serving import REVOCATION_BOUND, Server, ask, free_port, running
+from serving import REVOCATION_BOUND, Server, ask, free_port, running, store_in_django
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -56,14 +56,15 @@ class Site:
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder, port = tmp_path_factory.mktemp(request.param), free_port()
     url = f"sqlite:///{folder}/keys.db"
-    store = SQLKeyStore(url)
-    store.create_schema()
     command = COMMANDS[request.param].replace("PORT", str(port)).split()
-    try:
+    with closing(SQLKeyStore(url)) as store:
+        store.create_schema()
         with running(command, port, folder / "output.txt", DATABASE=url) as server:
-            yield Site(request.param, server, KeyManager(store))
-    finally:
-        store.close()
+            if request.param.endswith("django"):
+                with store_in_django(folder / "keys.db") as own:
+                    yield Site(request.param, server, KeyManager(own))
+            else:
+                yield Site(request.param, server, KeyManager(store))
 
 
 def only(*servers: str) -> pytest.MarkDecorator:

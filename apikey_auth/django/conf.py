@@ -32,7 +32,7 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("this package needs Django: pip install 'apikey_auth[django]'") from error
 
-from ..authenticate import AsyncAuthenticator, Authenticator
+from ..authenticate import AsyncAuthenticator, Authenticator, share_cache
 from ..errors import ConfigurationError
 from ..keys import KeyScheme
 from ..manage import AsyncKeyManager, KeyManager
@@ -75,7 +75,10 @@ class Setup:
 
     @cached_property
     def async_authenticator(self) -> "AsyncAuthenticator[AbstractBaseUser]":
-        return AsyncAuthenticator(self._async_store, self._scheme, load_user=aload_user)
+        auth = AsyncAuthenticator(self._async_store, self._scheme, load_user=aload_user)
+        if self._store is not None:
+            share_cache(self.authenticator, auth)
+        return auth
 
 
 @lru_cache(maxsize=1)
