@@ -205,7 +205,7 @@ class VerdictCache:
             self._polling = False
             if started < self._polled_at:
                 return  # another poll began later and is done
-            if changes.revision != self.revision:
+            if changes.revision != self.revision or changes.ids is None:
                 self._generation += 1
                 if self.revision is None or changes.ids is None:
                     self._drop_all()
@@ -242,15 +242,6 @@ class VerdictCache:
         """Drop every verdict; see ``evict``."""
         with self._evicting():
             self._drop_all()
-
-    def compare(self, key_id: str, key: APIKey | None) -> None:
-        """Drop the verdicts on a key of which another version was read just now; see ``evict``."""
-        with self._lock:
-            marks = self._marks.get(key_id, ())
-            remembered = [self._good.get(mark) or self._others[mark] for mark in marks]
-        version = key and key.version
-        if any((each.key and each.key.version) != version for each in remembered):
-            self.evict((key_id,))
 
     @contextmanager
     def _evicting(self) -> Iterator[None]:

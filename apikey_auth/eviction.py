@@ -35,10 +35,14 @@ class EvictingStore(Bridge):
         return self._store.wrapped if isinstance(self._store, Bridge) else self._store
 
     def get(self, key_id: str, /) -> APIKey | None:
-        """Read a record; where it is another one than is remembered, it is remembered no more."""
-        key = self._store.get(key_id)
-        self._cache.compare(key_id, key)
-        return key
+        """Read a record, which is remembered no more: whoever decides on it need not change it.
+
+        A key that another process has revoked is dead here when it is revoked here too.
+        """
+        try:
+            return self._store.get(key_id)
+        finally:
+            self._cache.evict((key_id,))
 
     def find(
         self,
@@ -105,10 +109,14 @@ class AsyncEvictingStore(Bridge):
         return self._store.wrapped if isinstance(self._store, Bridge) else self._store
 
     async def get(self, key_id: str, /) -> APIKey | None:
-        """Read a record; where it is another one than is remembered, it is remembered no more."""
-        key = await self._store.get(key_id)
-        self._cache.compare(key_id, key)
-        return key
+        """Read a record, which is remembered no more: whoever decides on it need not change it.
+
+        A key that another process has revoked is dead here when it is revoked here too.
+        """
+        try:
+            return await self._store.get(key_id)
+        finally:
+            self._cache.evict((key_id,))
 
     async def find(
         self,
