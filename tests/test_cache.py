@@ -306,7 +306,6 @@ DROPPING: dict[str, Happening] = {
     "an eviction": lambda cache: cache.evict(["k"]),
     "an eviction of an owner": lambda cache: cache.evict_owner("u1"),
     "an eviction of all": lambda cache: cache.evict_all(),
-    "another version": lambda cache: cache.compare("k", record("k", version=2)),
 }
 
 
@@ -642,7 +641,7 @@ def test_without_changes_nobody_polls_and_nothing_waits_for_a_poll(make: Maker, 
 
 
 def test_without_changes_what_is_evicted_is_gone_all_the_same(make: Maker) -> None:
-    for event in ("an eviction", "an eviction of an owner", "an eviction of all", "another version"):
+    for event in ("an eviction", "an eviction of an owner", "an eviction of all"):
         cache = make(follows=False)
         fill(cache, "k")
         fence = cache.fence()
@@ -684,27 +683,17 @@ def test_an_eviction_of_all_drops_all(make: Maker) -> None:
     assert cache.revision == Revision("e", 1)
 
 
-@pytest.mark.parametrize(
-    ("cached", "read", "dropped"),
-    [
-        (record("k"), record("k"), False),
-        (record("k"), record("k", version=2), True),
-        (record("k", version=2), record("k"), True),
-        (record("k"), None, True),
-        (None, record("k"), True),
-        (None, None, False),
-    ],
-)
-@pytest.mark.parametrize("good", [True, False])
-def test_a_record_that_was_read_drops_the_verdicts_on_other_versions(
-    make: Maker, cached: APIKey | None, read: APIKey | None, dropped: bool, good: bool
-) -> None:
+@pytest.mark.parametrize("event", ["an eviction", "an eviction of an owner", "an eviction of all"])
+def test_whoever_shall_hear_of_evictions_hears_of_each_when_it_is_done(make: Maker, event: str) -> None:
     cache = make()
-    keep(cache, "k", cached, cache.fence(), good=good, matches=good)
-    fill(cache, "another")
-    assert cache.compare("k", read) == dropped
-    assert found(cache, "k", "another") == (["another"] if dropped else ["k", "another"])
-    assert not cache.compare("never seen", read)
+    fill(cache, "k")
+    heard: list[object] = []
+    cache.call_on_eviction(lambda: heard.append((found(cache, "k"), cache._lock.locked())))
+    cache.call_on_eviction(lambda: heard.append("another"))
+    poll(cache, 2)
+    assert heard == []
+    DROPPING[event](cache)
+    assert heard == [([], False), "another"]
 
 
 # All of it together
@@ -722,8 +711,6 @@ def happen(cache: VerdictCache, chance: random.Random, number: int) -> None:
             poll(cache, number, {key_id})
         case "evict":
             cache.evict([key_id])
-        case "compare":
-            cache.compare(key_id, key)
         case "fresh":
             cache.fresh(mark_of(f"{key_id}0"))
         case "find":

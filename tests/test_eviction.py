@@ -1,5 +1,6 @@
 """What authenticators remember of keys, and when they no longer go by it. The clocks stand still."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +25,11 @@ from apikey_auth import (
     KeyScheme,
     MemoryKeyStore,
     Refusal,
+    RevokedKey,
     StoreUnavailable,
     opaque_tokens,
 )
+from apikey_auth.authenticate import share_cache
 from apikey_auth.decisions import Identity
 from apikey_auth.keys import APIKey
 from apikey_auth.stores.protocol import Changes, Revision
@@ -196,8 +199,6 @@ def awaited(function: Callable[[str], Any]) -> Callable[[str], Awaitable[Any]]:
 async def _outcomes(
     authenticate: Callable[[str], Awaitable[Identity[Any]]], text: str, number: int
 ) -> list[str]:
-    import asyncio
-
     async def outcome() -> str:
         try:
             return "stale" if (await authenticate(text)).stale else "in"
@@ -531,13 +532,34 @@ def test_a_key_read_meanwhile_that_another_process_has_revoked_is_dead_here_once
 def test_a_record_that_the_manager_reads_is_what_is_gone_by(app: App) -> None:
     issued = app.issue()
     assert app.outcome(issued.text) == "in"
-    app.change(lambda keys: keys.get(issued.key.id))
-    app.calls()
-    assert app.outcome(issued.text) == "in"
-    assert app.calls() == {}  # it was the same
     app.elsewhere.edit(issued.key.id, disabled=True)
     assert app.change(lambda keys: keys.get(issued.key.id)).disabled
     assert app.outcome(issued.text) == "disabled_key"
+
+
+def test_authenticators_that_share_their_cache_forget_together() -> None:
+    store = SlowStore()
+    auth, other = Authenticator(store, SCHEME), AsyncAuthenticator(InThread(store), SCHEME)
+    share_cache(auth, other)
+    issued = auth.keys.issue("u1")
+    asked, asked_again = auth.keys.issue("u1"), auth.keys.issue("u1")
+    with EventLoop() as loop, ThreadPoolExecutor(1) as threads:
+        for each in (issued, asked_again):
+            assert loop.run(other.authenticate, each.text).user.id == "u1"
+            assert auth.authenticate(each.text).user.id == "u1"
+        held = store.hold("get")
+        reading = threads.submit(loop.run, other.authenticate, asked.text)
+        assert held.reached.wait(PATIENCE)
+        auth.keys.revoke_all("u1")
+        with pytest.raises(RevokedKey):
+            loop.run(other.authenticate, asked.text)
+        held.release()
+        reading.result()
+        for each in (issued, asked, asked_again):
+            with pytest.raises(RevokedKey):
+                loop.run(other.authenticate, each.text)
+            with pytest.raises(RevokedKey):
+                auth.authenticate(each.text)
 
 
 class Transaction(MemoryKeyStore):
