@@ -71,10 +71,11 @@ class APIKey:
     version: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("id", "owner", "name"):
+        for name in ("id", "owner", "name", "digest", "prefix"):
             check_text(name, getattr(self, name))
-        if self.created_by is not None:
-            check_text("created_by", self.created_by)
+        for name in ("created_by", "rotated_to", "rotated_from"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
         if self.revoked_reason is not None:
             check_text("revoked_reason", self.revoked_reason, None)
         if not isinstance(self.disabled, bool):

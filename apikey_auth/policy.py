@@ -139,11 +139,13 @@ class Visit:
     """One request: what it carried, who it turned out to be, or why it was turned away.
 
     ``query`` is the query string to leave, ``sent`` what it was with the key in it. ``identity`` and
-    ``refusal`` are set by the authenticator that admits it, ``authority`` names that one.
+    ``refusal`` are set by the authenticator that admits it, ``authority`` names that one. ``answered`` says that
+    the application has begun an answer.
     """
 
     __slots__ = (
         "address",
+        "answered",
         "authority",
         "credential",
         "exempt",
@@ -172,7 +174,7 @@ class Visit:
         self.credential = credential
         self.address = address
         self.outer = outer
-        self.exempt = False
+        self.exempt = self.answered = False
         self.query = self.sent = ""
         self.authority: object = None
         self.identity: Identity[Any] | None = None

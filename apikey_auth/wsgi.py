@@ -58,7 +58,8 @@ class APIKeyMiddleware:
         try:
             return self._application(environ, guarded(visit, start_response))
         except Refusal as refusal:
-            return answer(visit.respond(refusal), start_response, sys.exc_info())
+            # PEP 3333: only where an answer was begun, which this one replaces
+            return answer(visit.respond(refusal), start_response, sys.exc_info() if visit.answered else None)
 
 
 class KeyManagement:
@@ -193,6 +194,7 @@ def guarded(visit: Visit, start_response: "StartResponse") -> "StartResponse":
     """Wrap ``start_response`` so that the application's answer stays private."""
 
     def start(status: str, headers: Headers, exc_info: Any = None, /) -> Callable[[bytes], object]:
+        visit.answered = True
         present: dict[str, str] = {}
         for name, value in headers:
             if (lowered := name.lower()) in GUARDED:

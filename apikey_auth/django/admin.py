@@ -5,7 +5,7 @@ any user, except that for a superuser's keys one has to be one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -82,8 +82,12 @@ class Outcome:
     """What became of one key of those that were rotated."""
 
     key: Key
-    text: str = ""
+    text: str = field(default="", repr=False)
     error: str = ""
+
+
+def _came_with_a_key(request: HttpRequest) -> bool:
+    return getattr(request, "api_key", None) is not None
 
 
 class KeyAdmin(_ModelAdmin):
@@ -172,7 +176,23 @@ class KeyAdmin(_ModelAdmin):
         form.asking = request.user
         return form
 
-    # Who may
+    # Who may: nobody by way of a key, which would make itself a wider one
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return not _came_with_a_key(request) and super().has_module_permission(request)
+
+    def has_view_permission(self, request: HttpRequest, obj: Key | None = None) -> bool:
+        return not _came_with_a_key(request) and super().has_view_permission(request, obj)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return not _came_with_a_key(request) and super().has_add_permission(request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Key | None = None) -> bool:
+        """Say whether keys, or this one, may be changed: a superuser's by superusers alone."""
+        if _came_with_a_key(request) or not super().has_change_permission(request, obj):
+            return False
+        owner = None if obj is None or obj.owner is None else load_user(obj.owner)
+        return owner is None or may_act_as(request.user, owner)
 
     def has_delete_permission(self, request: HttpRequest, obj: Key | None = None) -> bool:  # noqa: ARG002
         return False

@@ -1,5 +1,6 @@
 """The forms of the admin: what they give is for ``get_key_manager()``, never saved by themselves."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -85,6 +86,9 @@ class IssueForm(RightsForm):
         return cleaned
 
 
+_OFFSET = re.compile(r":[0-9.]+\s*(Z|[+-][0-9]{2}(:?[0-9]{2})?)$", re.IGNORECASE)
+
+
 class _UTCField(forms.DateTimeField):
     """A time in UTC, whatever the project's own zone."""
 
@@ -93,6 +97,8 @@ class _UTCField(forms.DateTimeField):
 
     def to_python(self, value: Any) -> datetime | None:
         found = super().to_python(value.replace(tzinfo=None) if isinstance(value, datetime) else value)
+        if found is not None and isinstance(value, str) and _OFFSET.search(value.strip()):
+            raise ValidationError("A time in UTC, without an offset.")
         return None if found is None else found.replace(tzinfo=UTC)
 
 

@@ -224,7 +224,11 @@ def _is_duplicate(error: IntegrityError) -> bool:
 
 
 def _unavailable(error: Error, alias: str) -> StoreUnavailable:
-    said = str(error).partition("\n")[0]  # PostgreSQL quotes the statement, or the row, in further lines
+    for each in filter(None, (error, error.__cause__)):
+        # PostgreSQL quotes the statement, or the row with its digest, in further lines.
+        if each.args and isinstance(each.args[0], str):
+            each.args = (each.args[0].partition("\n")[0], *each.args[1:])
+    said = str(error).partition("\n")[0]
     missing = _code(error) in _NO_TABLE or "no such table" in said
     hint = "; make the tables with manage.py migrate" if missing else ""
     return StoreUnavailable(f"the database {alias!r} failed: {said or type(error).__name__}{hint}")

@@ -30,6 +30,8 @@ def open_store(url: str, **options: Any) -> KeyStore:
     """
     scheme = _scheme(url)
     factory = _factory(scheme, "")
+    if factory is None and _factory(scheme, ASYNC) is not None:
+        raise ConfigurationError(f"the store for {scheme}:// is async: open_async_store opens it")
     if factory is None:
         raise ConfigurationError(_unknown(scheme))
     store = factory(url, **options)
@@ -51,6 +53,8 @@ def open_async_store(url: str, **options: Any) -> AsyncKeyStore:
 
 
 def _scheme(url: str) -> str:
+    if not isinstance(url, str):
+        raise ConfigurationError(f"a store's URL is text, not {type(url).__name__}")
     scheme, mark, _ = url.partition("://")
     if not mark or not scheme:
         raise ConfigurationError("a store's URL begins with its scheme, as in sqlite:///keys.db")

@@ -105,9 +105,15 @@ def test_an_unknown_scheme_is_an_error_that_lists_what_is_installed_and_how_to_g
     assert "hunter2" not in said
 
 
-def test_a_scheme_with_an_async_store_only_is_unknown_to_blocking_code() -> None:
-    with pytest.raises(ConfigurationError, match="no store is installed for other://"):
+def test_blocking_code_is_told_of_a_store_that_is_async_only() -> None:
+    with pytest.raises(ConfigurationError, match="other:// is async: open_async_store"):
         open_store("other://host")
+
+
+@pytest.mark.parametrize("value", [None, Path("keys.db"), b"sqlite:///keys.db"])
+def test_what_is_no_text_is_refused(value: object) -> None:
+    with pytest.raises(ConfigurationError, match="URL is text"):
+        open_store(value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "keys.db", "sqlite", "://host"])

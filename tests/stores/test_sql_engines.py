@@ -1,7 +1,9 @@
 """Where the SQL store's connections come from: URLs, an application's own engines, event loops."""
 
 import asyncio
+import sqlite3
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from apikey_auth import Authenticator, ConfigurationError, KeyManager, MemoryKeyStore
+from apikey_auth import (
+    Authenticator,
+    ConfigurationError,
+    DuplicateKey,
+    KeyManager,
+    MemoryKeyStore,
+    StoreUnavailable,
+)
 from apikey_auth.decisions import changed
 from apikey_auth.stores.sql import AsyncSQLKeyStore, SQLKeyStore
 from apikey_auth.stores.sql.engines import checked_url
@@ -214,3 +223,127 @@ def test_a_file_serves_any_number_of_event_loops(file: Path) -> None:
     loop.run_until_complete(use())
     asyncio.run(use())
     loop.close()
+
+
+@pytest.mark.parametrize("pool", [sa.StaticPool, sa.SingletonThreadPool])
+def test_an_engine_that_gives_everybody_one_connection_is_refused(made_url: str, pool: type[sa.Pool]) -> None:
+    engine = sa.create_engine(made_url, poolclass=pool)
+    with pytest.raises(ConfigurationError, match="one connection"):
+        SQLKeyStore(engine)
+    engine.dispose()
+
+
+async def test_an_engine_of_a_database_in_memory_is_refused() -> None:
+    engine = create_async_engine("sqlite+aiosqlite://")
+    with pytest.raises(ConfigurationError, match="one connection"):
+        AsyncSQLKeyStore(engine)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), None, "5"])
+@pytest.mark.parametrize("kind", [SQLKeyStore, AsyncSQLKeyStore])
+def test_a_timeout_is_a_number_of_seconds(kind: type, timeout: object, made_url: str) -> None:
+    with pytest.raises(ConfigurationError, match="timeout is a number of seconds"):
+        kind(made_url, timeout=timeout)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "async psycopg"])
+async def test_what_a_url_says_of_postgresql_counts(driver: str, postgresql_database: str) -> None:
+    url = sa.make_url(postgresql_database).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA auth")
+    address = url.update_query_dict({"options": "-csearch_path=auth"})
+    if driver == "psycopg":
+        store = SQLKeyStore(address, create=True)
+        store.add(record())
+        store.close()
+    else:
+        async_store = AsyncSQLKeyStore(address, create=True)
+        await async_store.add(record())
+        await async_store.close()
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT id FROM auth.apikey_auth_keys").all() == [("k1",)]
+    engine.dispose()
+
+
+def test_what_a_url_says_of_mariadb_counts(mariadb_database: str) -> None:
+    url = sa.make_url(mariadb_database).set(drivername="mysql+pymysql")
+    address = url.update_query_dict({"init_command": "SET SESSION sql_mode='ANSI_QUOTES'"})
+    store = SQLKeyStore(address, create=True, timeout=7)
+    store.add(record())
+    with store._database._writing.connect() as connection:
+        told = connection.exec_driver_sql("SELECT @@sql_mode, @@innodb_lock_wait_timeout").one()
+    assert tuple(told) == ("ANSI_QUOTES", 7)
+    store.close()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_a_row_that_postgresql_refuses_is_in_no_error_and_in_no_cause_of_it(
+    driver: str, postgresql_database: str
+) -> None:
+    url = sa.make_url(postgresql_database).set(drivername="postgresql+psycopg")
+    store = SQLKeyStore(url)
+    store.create_schema()
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE apikey_auth_keys ADD CHECK (owner <> 'nobody')")
+    engine.dispose()
+    refused = record(owner="nobody", digest="sha256$$" + "ab" * 32)
+    async_store = AsyncSQLKeyStore(url.set(drivername="postgresql+asyncpg"))
+    with pytest.raises(StoreUnavailable, match="violates check constraint") as caught:
+        _ = store.add(refused) if driver == "psycopg" else await async_store.add(refused)  # type: ignore[func-returns-value]
+    await async_store.close()
+    store.close()
+    assert "abab" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_duplicate_in_the_applications_transaction_leaves_it_usable(postgresql_database: str) -> None:
+    engine = sa.create_engine(sa.make_url(postgresql_database).set(drivername="postgresql+psycopg"))
+    store = SQLKeyStore(engine, create=True)
+    store.add(record())
+    with engine.begin() as connection:
+        with pytest.raises(DuplicateKey):
+            store.add(record(), connection=connection)
+        store.add(record("k2"), connection=connection)
+    assert store.count() == 2
+    engine.dispose()
+
+
+def test_an_engine_may_have_its_tables_in_a_schema(postgresql_database: str) -> None:
+    engine = sa.create_engine(
+        sa.make_url(postgresql_database).set(drivername="postgresql+psycopg"),
+        execution_options={"schema_translate_map": {None: "auth"}},
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA auth")
+    for n in range(2):
+        SQLKeyStore(engine, create=True).add(record(f"k{n}"))
+        SQLKeyStore(engine).upgrade_schema()
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM auth.apikey_auth_keys").scalar_one() == 2
+    engine.dispose()
+
+
+def test_a_commit_that_fails_is_told_as_it_is(made_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SQLKeyStore(made_url)
+    store.add(record())
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(store._database._writing.dialect, "do_commit", fail)
+    with pytest.raises(StoreUnavailable, match="disk is full"):
+        store.add(record("k2"))
+    monkeypatch.undo()
+    assert store.get("k2") is None
+    store.add(record("k3"))
+    store.close()
+
+
+def test_characters_that_a_connection_cannot_carry_are_an_unavailable_store(postgresql_database: str) -> None:
+    url = sa.make_url(postgresql_database).set(drivername="postgresql+psycopg")
+    store = SQLKeyStore(url.update_query_dict({"client_encoding": "latin1"}), create=True)
+    with pytest.raises(StoreUnavailable):
+        store.add(record(name="🔑"))
+    store.close()

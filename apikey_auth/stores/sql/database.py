@@ -45,6 +45,8 @@ class Database:
         timeout: float,
         sleep: Callable[[float], None],
     ) -> None:
+        if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+            raise ConfigurationError(f"timeout is a number of seconds, not {timeout!r}")
         self._own = not isinstance(address, sa.Engine | AsyncEngine)
         if isinstance(address, sa.Engine | AsyncEngine):
             given = checked_engine(address, asynchronous=asynchronous)
@@ -113,7 +115,9 @@ class Database:
         """Run an operation in a transaction of the application's."""
         try:
             joined = connection.connection() if isinstance(connection, Session) else connection
-            return operation(joined, *args, **kwargs)
+            # PostgreSQL gives up the whole transaction for one failed statement.
+            with joined.begin_nested() if self._dialect == "postgresql" else nullcontext():
+                return operation(joined, *args, **kwargs)
         except exc.SQLAlchemyError as error:
             raise failures.unavailable(self._reading.url, error) from error
 
@@ -141,7 +145,7 @@ class Database:
         while True:
             try:
                 return once()
-            except (_Uncertain, exc.SQLAlchemyError, OSError) as caught:
+            except (_Uncertain, exc.SQLAlchemyError, OSError, UnicodeError) as caught:
                 error = caught.__cause__ if isinstance(caught, _Uncertain) and caught.__cause__ else caught
                 stale = error is caught and failures.is_lost(error) and not lost
                 if not (stale or failures.is_undone(error)) or monotonic() > deadline:
@@ -163,7 +167,8 @@ class Database:
                     raise _Uncertain from error
             except BaseException:
                 if self._dialect == "sqlite":  # SQLAlchemy takes the connection for one without transactions
-                    with suppress(exc.DBAPIError):
+                    with suppress(exc.SQLAlchemyError):
+                        connection.rollback()
                         connection.exec_driver_sql("ROLLBACK")
                 raise
 

@@ -1,5 +1,6 @@
 """The engines of a store: an application's own, or made from a URL with a deadline for every wait."""
 
+from collections.abc import Callable
 from math import ceil
 from typing import Any
 
@@ -35,6 +36,11 @@ def checked_engine(engine: sa.Engine | AsyncEngine, *, asynchronous: bool) -> sa
     blocking = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if blocking.dialect.name not in _DATABASES:
         raise ConfigurationError(f"the SQL store is for {_KINDS}, not for {blocking.dialect.name}")
+    if isinstance(blocking.pool, sa.StaticPool | sa.SingletonThreadPool):
+        raise ConfigurationError(
+            "this engine gives all of a thread one connection, and the store would end the application's "
+            "transactions there; in tests use a file with the default pool, or MemoryKeyStore()"
+        )
     return blocking
 
 
@@ -42,7 +48,7 @@ def checked_url(url: str | sa.URL, *, asynchronous: bool) -> sa.URL:
     """Give a URL with its driver. Raises ConfigurationError for one that will not do."""
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:  # which repeats the port
         raise ConfigurationError("this is no database URL, such as sqlite:///keys.db") from error
     database, _, driver = parsed.drivername.partition("+")
     if database not in _DATABASES:
@@ -88,6 +94,8 @@ def engines_of(url: sa.URL, *, asynchronous: bool, timeout: float) -> tuple[sa.E
             event.listen(engine, "connect", _use_wal)
         elif driver == "psycopg":
             _give_deadlines(engine, timeout)
+        elif url.get_backend_name() == "mysql":
+            event.listen(engine, "connect", _wait_for_locks(timeout))
     return engines
 
 
@@ -109,18 +117,31 @@ def _async_engine(url: sa.URL, **options: Any) -> sa.Engine:
 
 
 def _connect_args(url: sa.URL, timeout: float) -> dict[str, Any]:
-    """Give each driver its deadlines: for connecting, for an answer, and for waiting on the server's side."""
+    """Give each driver its deadlines, for connecting and for an answer; what the URL says comes before them."""
     driver, milliseconds = url.get_driver_name(), ceil(timeout * 1000)
     if driver == "psycopg":
-        return {"connect_timeout": ceil(timeout), "options": f"-c statement_timeout={milliseconds}"}
+        options = f"-c statement_timeout={milliseconds} {url.query.get('options', '')}".strip()
+        args: dict[str, Any] = {"connect_timeout": ceil(timeout), "options": options}
+        return {name: value for name, value in args.items() if name == "options" or name not in url.query}
     if driver == "asyncpg":
         settings = {"statement_timeout": str(milliseconds)}
         return {"timeout": timeout, "command_timeout": timeout, "server_settings": settings}
     if driver in ("pymysql", "asyncmy"):
         waits = {"read_timeout": timeout, "write_timeout": timeout} if driver == "pymysql" else {}
-        locks = f"SET SESSION innodb_lock_wait_timeout={ceil(timeout)}"
-        return {"connect_timeout": timeout, "init_command": locks, **waits}
+        args = {"connect_timeout": timeout, **waits}
+        return {name: value for name, value in args.items() if name not in url.query}
     return {"timeout": timeout}
+
+
+def _wait_for_locks(timeout: float) -> Callable[[Any, object], None]:
+    """Make what tells MySQL how long a statement may wait for another's lock."""
+
+    def connected(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"SET SESSION innodb_lock_wait_timeout={ceil(timeout)}")
+        cursor.close()
+
+    return connected
 
 
 def _use_wal(connection: Any, _: object) -> None:

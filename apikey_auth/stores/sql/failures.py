@@ -1,5 +1,7 @@
 """What the errors of the drivers mean, told by their codes and never by their words."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy import exc
 
@@ -36,10 +38,24 @@ def is_lost(error: BaseException) -> bool:
 
 def unavailable(url: sa.URL, error: BaseException) -> StoreUnavailable:
     """Make of a driver's error what the protocol promises, for raising from it."""
-    if isinstance(error, exc.StatementError):
-        error.hide_parameters = True  # digests are among them, and a traceback shows the cause too
     original = getattr(error, "orig", None) or error
     missing = code_of(error) in _NO_TABLE or "no such table" in str(original)
     hint = "; make the tables with create=True or create_schema()" if missing else ""
+    _hide_values(error)
     said = str(original) or type(original).__name__
     return StoreUnavailable(f"the database {url.database} failed: {said}{hint}")
+
+
+def _hide_values(error: BaseException) -> None:
+    """Keep records out of the text of an error and of what it was raised from: a digest is among their values.
+
+    SQLAlchemy shows parameters, and PostgreSQL the failing row, in lines behind the first.
+    """
+    if isinstance(error, exc.StatementError):
+        error.hide_parameters = True
+    original: Any = getattr(error, "orig", None)
+    for each in filter(None, (error, original, getattr(original, "__cause__", None))):
+        if each.args and isinstance(each.args[0], str):
+            each.args = (each.args[0].partition("\n")[0], *each.args[1:])
+        if getattr(each, "detail", None):
+            each.detail = None  # asyncpg writes it into its text

@@ -90,7 +90,7 @@ def count(connection: sa.Connection, owner: str | None, live_at: datetime | None
 def purge(connection: sa.Connection, before: datetime) -> int:
     before = in_utc("before", before)
     revision = _advance(connection)
-    connection.execute(sa.update(STATE).values(floor=revision))
+    connection.execute(sa.update(STATE).where(STATE.c.id == 1).values(floor=revision))
     ends = (KEYS.c.revoked_at, KEYS.c.expires_at, KEYS.c.grace_until)
     # One by one: for all of them at once SQLite takes no index.
     return sum(connection.execute(sa.delete(KEYS).where(end < before)).rowcount for end in ends)
@@ -125,7 +125,7 @@ def changes(connection: sa.Connection, since: Revision | None) -> Changes:
 
 def _advance(connection: sa.Connection) -> int:
     """Move the counter, which locks it until the commit: revisions are committed in their order."""
-    moved = connection.execute(sa.update(STATE).values(revision=STATE.c.revision + 1))
+    moved = connection.execute(sa.update(STATE).where(STATE.c.id == 1).values(revision=STATE.c.revision + 1))
     if moved.rowcount != 1:
         raise StoreUnavailable(_NO_STATE)
     return int(connection.execute(sa.select(STATE.c.revision)).scalar_one())

@@ -144,9 +144,9 @@ STATE: Final = sa.Table(  # one row
 
 def create(connection: sa.Connection) -> None:
     """Make the tables where they are missing; what is there stays."""
-    there = sa.inspect(connection)
+    there, schema = sa.inspect(connection), _schema(connection)
     for table in (KEYS, STATE):
-        if not there.has_table(table.name):
+        if not there.has_table(table.name, schema=schema):
             connection.execute(CreateTable(table, if_not_exists=True))
             for index in table.indexes:
                 connection.execute(CreateIndex(index))
@@ -177,9 +177,17 @@ def _version(connection: sa.Connection) -> int | None:
     return connection.execute(sa.select(STATE.c.schema_version)).scalar()
 
 
+def _schema(connection: sa.Connection) -> str | None:
+    """Tell the schema in which the engine wants tables that name none."""
+    translated: dict[str | None, str] = connection.get_execution_options().get("schema_translate_map", {})
+    return translated.get(None)
+
+
 def _add_indexes(connection: sa.Connection) -> None:
     """Bring version 1 to 2, which has an index for each query."""
-    there = {index["name"] for index in sa.inspect(connection).get_indexes(KEYS.name)}
+    there = {
+        index["name"] for index in sa.inspect(connection).get_indexes(KEYS.name, schema=_schema(connection))
+    }
     for index in INDEXES:
         if index.name not in there:
             connection.execute(CreateIndex(index))
