@@ -37,7 +37,7 @@ from apikey_auth.decisions import is_of
 from apikey_auth.eviction import EvictingStore
 from apikey_auth.flights import AsyncFlights, Flights
 from apikey_auth.keys import APIKey, KeyText
-from apikey_auth.stores.protocol import Changes, Revision
+from apikey_auth.stores.protocol import Bridge, Changes, Revision
 from apikey_auth.stores.redis import RedisKeyStore
 from apikey_auth.stores.sql import SQLKeyStore
 
@@ -75,25 +75,52 @@ def store_at(url: str) -> SQLKeyStore | RedisKeyStore:
     return SQLKeyStore(url, create=True, timeout=PATIENCE)
 
 
+class Late(Bridge):
+    """A store whose records are on their way for some time, so that much may happen meanwhile."""
+
+    def __init__(self, store: SQLKeyStore | RedisKeyStore) -> None:
+        self._store = store
+
+    @property
+    def wrapped(self) -> object:
+        return self._store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get(self, key_id: str, /) -> APIKey | None:
+        key = self._store.get(key_id)
+        time.sleep(random.uniform(0, 0.004))
+        return key
+
+
 class Worker:
     """One thread's part. ``dead`` has a time for each key of the pool, from when the call that ended it returned.
 
     The clock is monotonic, which all processes of a machine share.
     """
 
-    def __init__(self, number: int, known: Known, dead: Any, auth: "Authenticator[Owner]") -> None:
+    def __init__(
+        self, number: int, known: Known, dead: Any, auth: "Authenticator[Owner]", here: set[int]
+    ) -> None:
         self.chance = random.Random(number)
         self.known, self.dead, self.auth, self.done = known, dead, auth, Done()
+        self.here = here  # keys that this process has ended
 
     def run(self) -> Done:
         operations = OPERATIONS // len(STORES) // BUSY // THREADS
         for name in self.chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=operations):
-            getattr(self, name)(self.some() if name != "use" or self.chance.random() < 0.5 else self.last())
+            find = self.chance.choice([self.some, self.last if name == "use" else self.first])
+            getattr(self, name)(find())
             self.done.operations[name] += 1
         return self.done
 
     def some(self) -> int:
         return self.chance.randrange(len(self.known.pool))
+
+    def first(self) -> int:
+        """Find the first key that lives, which others are about to end as well."""
+        return next(n for n, ended in enumerate(self.dead) if not ended)
 
     def last(self) -> int:
         """Find the key that was ended last, wherever."""
@@ -114,6 +141,8 @@ class Worker:
             self.done.late += ended > 0
             if 0 < ended < began - self.auth.revocation_bound:
                 self.done.broken.append(f"a dead key entered {began - ended:.3f} s later")
+            if here:
+                self.done.broken.append("a key entered where it was ended before")
 
     def fill(self, n: int) -> None:
         self.auth._cache.evict([self.known.pool[n][0]])
@@ -140,14 +169,10 @@ class Worker:
 
     def end(self, n: int, end: Callable[[str], Any]) -> None:
         """End a key, and see that it is dead here at once."""
-        key_id, text = self.known.pool[n]
-        end(key_id)
+        end(self.known.pool[n][0])
         self.dead[n] = self.dead[n] or monotonic()
-        try:
-            self.auth.authenticate(text)
-        except Refusal:
-            return
-        self.done.broken.append("a key entered where it was ended a moment ago")
+        self.here.add(n)
+        self.use(n)
 
 
 SHARED: dict[str, Any] = {}  # by all processes: what can only be handed to one while it starts
@@ -158,9 +183,9 @@ def enter(shared: dict[str, Any]) -> None:
 
 
 def work(number: int, known: Known) -> list[Done]:
-    store = store_at(known.url)
-    auth = Authenticator(store, SCHEME, max_staleness=STALENESS, max_age=10**6)
-    workers = [Worker(THREADS * number + n, known, SHARED["dead"], auth) for n in range(THREADS)]
+    store, here = store_at(known.url), set[int]()
+    auth = Authenticator(Late(store), SCHEME, max_staleness=STALENESS, max_age=10**6)
+    workers = [Worker(THREADS * number + n, known, SHARED["dead"], auth, here) for n in range(THREADS)]
     for _, text in known.pool:
         auth.authenticate(text)
     SHARED["start"].wait(PATIENCE)

@@ -5,8 +5,16 @@ from typing import Any
 import pytest
 from applications import World
 from calling import Request, call_wsgi
+from werkzeug.test import Client, create_environ
 
-from apikey_auth import AsyncAuthenticator, Authenticator, ConfigurationError, Inline, InsufficientScope
+from apikey_auth import (
+    AsyncAuthenticator,
+    Authenticator,
+    ConfigurationError,
+    Inline,
+    InsufficientScope,
+    MissingKey,
+)
 from apikey_auth.wsgi import APIKeyMiddleware, require
 
 
@@ -124,3 +132,29 @@ def test_headers_that_an_application_uses_again_stay_as_they_are(world: World) -
     call_wsgi(app, with_key(world))
     assert headers == [("Content-Type", "text/plain")]
     assert call_wsgi(app, Request("/")).header("cache-control") is None
+
+
+def test_a_refusal_before_the_application_has_begun_is_an_answer_like_any_other(world: World) -> None:
+    """werkzeug's test client raises what it is given as ``exc_info``."""
+
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        return [str(require(environ).user).encode()]
+
+    answer = Client(APIKeyMiddleware(application, world.authenticator())).get("/")
+    assert (answer.status_code, answer.json["code"]) == (401, "missing_key")
+
+
+def test_a_refusal_after_the_application_has_begun_replaces_its_answer(world: World) -> None:
+    given: list[Any] = []
+
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        require(environ)
+        return [b"never"]
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
+        given.append((status.split()[0], exc_info and exc_info[0]))
+
+    environ = create_environ("/")
+    APIKeyMiddleware(application, world.authenticator())(environ, start_response)
+    assert given == [("200", None), ("401", MissingKey)]

@@ -577,3 +577,48 @@ def test_the_admin_is_for_keys_in_the_projects_database() -> None:
     for other in ({"STORE": MemoryKeyStore()}, {"STORE": None}, None):
         with override_settings(APIKEY_AUTH=other):
             assert database_of_keys() is None
+
+
+# Who comes with a key, and whose keys are changed
+
+
+@pytest.mark.parametrize("scopes", [None, [], ["apikeys:manage"]])
+@pytest.mark.parametrize("page", ["list", "add", "change"])
+def test_nobody_comes_to_the_keys_by_way_of_a_key(
+    user_with: Callable[..., Any], page: str, scopes: list[str] | None
+) -> None:
+    issued = issue(str(user_with(superuser=True).pk), scopes=scopes)
+    address = {"list": LIST, "add": ADD, "change": change_page(issued.key.id)}[page]
+    client = Client(headers={"apikey": issued.text})
+    for answer in (client.get(address), client.post(address, {"owner": "1", "never": "on"})):
+        assert answer.status_code == 403
+    assert stored(issued.key.id) == issued.key
+    assert get_key_manager().find().items == (issued.key,)
+
+
+def test_a_superusers_key_is_changed_by_superusers_alone(
+    user_with: Callable[..., Any], client_with: Callable[..., Client], boss: Client
+) -> None:
+    issued = issue(str(user_with(superuser=True).pk), scopes=[])
+    form = {"name": "wide", "all_scopes": "on", "any_address": "on", "version": "1"}
+    assert client_with("view", "change").post(change_page(issued.key.id), form).status_code == 403
+    assert stored(issued.key.id) == issued.key
+    assert boss.post(change_page(issued.key.id), form).status_code == 302
+    assert stored(issued.key.id).scopes is None
+
+
+def test_a_time_with_an_offset_is_refused_and_not_misread(boss: Client) -> None:
+    issued = issue()
+    form = {"name": "", "all_scopes": "on", "any_address": "on", "version": "1"}
+    for told in ("2030-01-01T00:00:00+05:00", "2030-01-01 00:00:00Z", "2030-01-01T00:00:00-0800"):
+        answer = boss.post(change_page(issued.key.id), {**form, "expires_at": told})
+        assert "without an offset" in text_of(answer)
+    assert stored(issued.key.id) == issued.key
+    boss.post(change_page(issued.key.id), {**form, "expires_at": "2030-01-01 00:00:00"})
+    assert stored(issued.key.id).expires_at == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_a_rotated_keys_text_is_in_no_repr_of_the_page() -> None:
+    from apikey_auth.django.admin import Outcome
+
+    assert "acme_secret" not in repr(Outcome(Key(), "acme_secret"))
