@@ -90,7 +90,7 @@ class Late(Bridge):
 
     def get(self, key_id: str, /) -> APIKey | None:
         key = self._store.get(key_id)
-        time.sleep(random.uniform(0, 0.004))
+        time.sleep(random.uniform(0, 0.002))
         return key
 
 
@@ -127,10 +127,8 @@ class Worker:
         return max(range(len(self.known.pool)), key=self.dead.__getitem__)
 
     def use(self, n: int) -> None:
-        ended, began = (
-            self.dead[n],
-            monotonic(),
-        )  # what was dead for so long before it is tried must not enter
+        # Read before the key is tried: what was dead here, or so long before elsewhere, must not enter.
+        here, ended, began = n in self.here, self.dead[n], monotonic()
         try:
             self.auth.authenticate(self.known.pool[n][1])
         except Refusal as refusal:
