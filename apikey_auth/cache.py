@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from datetime import datetime
 from threading import Lock
 from time import monotonic as monotonic_clock
 
@@ -49,15 +48,14 @@ def mark_of(text: str) -> Mark:
 class Verdict:
     """What the store said of a text: the record that its id names, and whether it is that record's key.
 
-    Whether the record is live is judged each time it is used. ``ends`` is when a live one no longer is,
-    ``until`` (monotonic) when it must be read again.
+    Whether the record is live is judged each time it is used. ``until`` (monotonic) is when it must be read
+    again.
     """
 
     key_id: str
     key: APIKey | None
     matches: bool
     until: float
-    ends: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +171,7 @@ class VerdictCache:
     def verdict(self, key_id: str, key: APIKey | None, matches: bool, fence: Fence) -> Verdict:
         """Make the verdict of what was read behind a fence."""
         life = self.max_age if self.follows and key is not None else self.max_staleness
-        ends = [end for end in (key.expires_at, key.grace_until) if end is not None] if key else []
-        return Verdict(key_id, key, matches, fence.at + life, min(ends, default=None))
+        return Verdict(key_id, key, matches, fence.at + life)
 
     def keep(self, mark: Mark, verdict: Verdict, fence: Fence, *, good: bool) -> None:
         """Keep a verdict, unless something happened since its fence."""

@@ -569,19 +569,6 @@ def test_a_refusal_of_a_record_follows_the_revision(make: Maker, ticks: Ticks) -
     assert cache.find(mark_of("k")) is None
 
 
-@pytest.mark.parametrize(
-    ("ends", "first"),
-    [((None, None), None), ((1, None), 1), ((None, 2), 2), ((1, 2), 1), ((2, 1), 1)],
-)
-def test_a_verdict_knows_when_a_live_key_no_longer_is(
-    make: Maker, ends: tuple[int | None, int | None], first: int | None
-) -> None:
-    expires_at, grace_until = (None if end is None else NOW + timedelta(days=end) for end in ends)
-    cache = make()
-    verdict = fill(cache, "k", record("k", expires_at=expires_at, grace_until=grace_until))
-    assert verdict.ends == (None if first is None else NOW + timedelta(days=first))
-
-
 # A store that does not answer
 
 

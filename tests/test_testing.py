@@ -418,8 +418,9 @@ def test_it_can_do_no_more_than_its_store() -> None:
         def get(self, key_id: str, /) -> APIKey | None:
             return None
 
-    for reader in (UnreliableStore(Reader()), UnreliableStore(InThread(Reader()))):
+    for reader in map(UnreliableStore, (Reader(), InThread(Reader()), Inline(Reader()))):
         assert not hasattr(reader, "nothing")
+        assert not hasattr(reader, "changes")
         with pytest.raises(ValueError, match="the store has no swap; it has get"):
             reader.fail("swap")
     with pytest.raises(ConfigurationError, match="lacks add"):

@@ -97,6 +97,8 @@ class UnreliableStore:
             setattr(self, name, play(name, getattr(store, name)))
 
     def __getattr__(self, name: str) -> Any:
+        if name in METHODS:  # which a bridge seems to have, whatever is behind it
+            raise AttributeError(f"{type(self.store).__name__} has no {name}()")
         return getattr(self.store, name)
 
     @property
