@@ -6,6 +6,7 @@ from these two classes. An adapter asks and translates.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
 from typing import Any, Generic, NoReturn, TypedDict, Unpack, cast, overload
@@ -207,7 +208,8 @@ class Authenticator(Generic[U_co]):
         verdict, stale = self._cache.fresh(mark), False
         if verdict is None:
             verdict, stale = self._resolve(mark, text)
-        return judge(verdict.key, verdict.matches, self._clock()), stale
+        key = judge(verdict.key, verdict.matches, self._clock())
+        return replace(key) if key.metadata else key, stale  # what a request changes, no other shall see
 
     def _resolve(self, mark: Mark, text: str) -> tuple[Verdict, bool]:
         """Find a verdict that may be used, after a poll where one is due, or read anew."""
@@ -400,7 +402,8 @@ class AsyncAuthenticator(Generic[U_co]):
         verdict, stale = self._cache.fresh(mark), False
         if verdict is None:
             verdict, stale = await self._resolve(mark, text)
-        return judge(verdict.key, verdict.matches, self._clock()), stale
+        key = judge(verdict.key, verdict.matches, self._clock())
+        return replace(key) if key.metadata else key, stale  # what a request changes, no other shall see
 
     async def _resolve(self, mark: Mark, text: str) -> tuple[Verdict, bool]:
         """Find a verdict that may be used, after a poll where one is due, or read anew."""

@@ -618,3 +618,11 @@ def test_the_repr_of_an_authenticator_holds_no_secret():
     auth = Authenticator(MemoryKeyStore(), KeyScheme(peppers=[pepper]))
     assert pepper not in repr(auth)
     assert dataclasses.is_dataclass(auth.scheme)
+
+
+async def test_what_a_request_does_to_its_keys_metadata_no_other_sees(colour, minted):
+    auth = colour.authenticator(Recording(record(minted, metadata={"a": {"b": 1}})))
+    for _ in range(3):
+        identity = await settled(auth.authenticate(minted.text))
+        assert identity.key.metadata == {"a": {"b": 1}}
+        identity.key.metadata["a"]["b"] = 2
