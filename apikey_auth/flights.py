@@ -43,12 +43,11 @@ class Flights(Generic[T]):
     def run(self, what: Hashable, go: Callable[[], T]) -> T:
         """Go, or wait for whoever has gone already. Raises what that one's going raised."""
         while True:
+            mine: _Flight[T] = _Flight()
             with self._lock:
                 flights = self._flights
-                flight = flights.get(what)
-                if flight is None:
-                    mine = flights[what] = _Flight()
-            if flight is None:
+                flight = flights.setdefault(what, mine)
+            if flight is mine:
                 return self._go(what, go, flights, mine)
             flight.landed.wait()
             if flight.error is not None:

@@ -54,7 +54,8 @@ def _hide_values(error: BaseException) -> None:
     if isinstance(error, exc.StatementError):
         error.hide_parameters = True
     original: Any = getattr(error, "orig", None)
-    for each in filter(None, (error, original, getattr(original, "__cause__", None))):
+    texts: list[Any] = [error, original, getattr(original, "__cause__", None)]
+    for each in filter(None, texts):
         if each.args and isinstance(each.args[0], str):
             each.args = (each.args[0].partition("\n")[0], *each.args[1:])
         if getattr(each, "detail", None):
