@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -228,9 +229,10 @@ def store_in_django(database: Path) -> Iterator[Any]:
 
     from apikey_auth.django.store import DjangoKeyStore
 
-    connections.settings["example"] = {**connections.settings["default"], "NAME": database}
+    alias = f"example-{secrets.token_hex(4)}"  # another one each time: a connection may outlive its settings
+    connections.settings[alias] = {**connections.settings["default"], "NAME": database}
     try:
-        yield DjangoKeyStore("example")
+        yield DjangoKeyStore(alias)
     finally:
-        connections["example"].close()
-        del connections["example"]
+        connections[alias].close()
+        del connections[alias]

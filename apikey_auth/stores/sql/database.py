@@ -29,6 +29,9 @@ Operation: TypeAlias = Callable[Concatenate[sa.Connection, P], T]
 Address: TypeAlias = "str | sa.URL | sa.Engine | AsyncEngine"
 
 
+_of_parents: list[sa.Pool] = []
+
+
 class _Uncertain(Exception):
     """A commit failed: whether anything was kept, nobody knows."""
 
@@ -56,8 +59,7 @@ class Database:
         else:
             url = checked_url(address, asynchronous=asynchronous)
             self._reading, self._writing = engines_of(url, asynchronous=asynchronous, timeout=timeout)
-            for engine in (self._reading, self._writing):  # a connection that two share is broken for both
-                after_fork(engine.dispose, close=False)
+            after_fork(self._leave_to_parent)
         self.timeout = timeout
         self._sleep = sleep
         self._create = create
@@ -134,6 +136,14 @@ class Database:
         if self._own:
             self._reading.dispose(close)
             self._writing.dispose(close)
+
+    def _leave_to_parent(self) -> None:
+        """Start a child without connections: one that two processes share is broken for both.
+
+        The parent's are held for good, since to collect them would close them here.
+        """
+        _of_parents.extend((self._reading.pool, self._writing.pool))
+        self.dispose(close=False)
 
     def _create_once(self) -> None:
         if self._create:
