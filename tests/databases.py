@@ -100,6 +100,10 @@ class Server:
         _send(self.pid, signal.SIGSTOP)  # first, so that it starts no further child
         for pid in _children(self.pid):
             _send(pid, signal.SIGSTOP)
+        deadline = time.monotonic() + PATIENCE
+        while any(map(_runs, (self.pid, *_children(self.pid)))):  # a thread may be about to answer
+            assert time.monotonic() < deadline, "the server does not stop"
+            time.sleep(0.001)
 
     def resume(self) -> None:
         for pid in (*_children(self.pid), self.pid):
@@ -131,6 +135,15 @@ def _children(pid: int) -> list[int]:
     """List a process's children: PostgreSQL's are in process groups of their own."""
     listed = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in listed.read_text().split()] if listed.exists() else []
+
+
+def _runs(pid: int) -> bool:
+    """Say whether a thread of a process has not stopped yet: a signal to stop is not waited for by who sends it."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            if stat.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                return True
+    return False
 
 
 def _send(pid: int, number: int) -> None:
