@@ -42,14 +42,16 @@ class Refusal(APIKeyAuthError):
     """A request that may not go on.
 
     ``status`` is the HTTP status code, ``code`` the machine-readable name of the reason, ``detail`` one
-    sentence for the client.
+    sentence for the client, the class's own unless another is given.
     """
 
     status: ClassVar[int]
     code: ClassVar[str]
     detail: str
 
-    def __init__(self, reason: str = "") -> None:
+    def __init__(self, reason: str = "", *, detail: str | None = None) -> None:
+        if detail is not None:
+            self.detail = detail
         super().__init__(reason or self.detail)
 
 

@@ -11,7 +11,6 @@ import hmac
 import json
 import re
 import secrets
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,12 +20,13 @@ from typing import Any, TypeAlias
 from . import hashing
 from .errors import ConfigurationError, InvalidKey
 from .formats import Format, OpaqueTokens
+from .hints import hint
+from .layout import BASE62, CHECK_LENGTH, ID_LENGTH, SEAL_LENGTH, SECRET_LENGTH
+from .layout import base62 as _base62
+from .layout import checksum as _checksum
 
 JSON: TypeAlias = "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON] | None"
 
-BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-ID_LENGTH, SECRET_LENGTH, CHECK_LENGTH = 12, 32, 6  # 32 characters of base62 are 190 bits
-SEAL_LENGTH = 11  # characters of base62 that hold 8 bytes
 MAX_TEXT = 512  # bytes of a credential that are looked at; more is refused unread
 MAX_NAME = 255  # characters of an id, an owner, a name: what every database's indexed text can hold
 MAX_LISTED = 256  # scopes, and addresses, of one key
@@ -180,7 +180,8 @@ class KeyScheme:
     def parse(self, text: str) -> KeyText:
         """Take a key text apart; total over all texts.
 
-        Raises InvalidKey for anything that is no key of this scheme, byte for byte.
+        Raises InvalidKey for anything that is no key of this scheme, byte for byte; its ``detail`` says what
+        the text seems to be instead (see ``hints``). A forged seal is refused as an unknown key is.
         """
         if not isinstance(text, str):
             raise TypeError(f"a key is text, not {type(text).__name__}")
@@ -189,7 +190,7 @@ class KeyScheme:
         if text.startswith(f"{self.prefix}_"):
             match = self._pattern.fullmatch(text)
             if match is None or _checksum(text[:-CHECK_LENGTH]) != match["check"]:
-                raise InvalidKey
+                raise InvalidKey(detail=hint(text, self))
             if self._seals and not self._is_sealed(match["body"], match["seal"]):
                 raise InvalidKey
             return KeyText(match["id"], text, match["secret"], self.prefix)
@@ -198,7 +199,7 @@ class KeyScheme:
                 if (found := read(text)) is not None:
                     key_id, digested = found
                     return KeyText(key_id, digested, digested)
-        raise InvalidKey
+        raise InvalidKey(detail=hint(text, self))
 
     def _is_sealed(self, body: str, seal: str | None) -> bool:
         if seal is None:
@@ -262,19 +263,6 @@ def _pattern_of(prefix: str) -> re.Pattern[str]:
 
 def _seal(key: bytes, body: str) -> str:
     return _base62(int.from_bytes(hmac.digest(key, body.encode("ascii"), "sha256")[:8]), SEAL_LENGTH)
-
-
-def _checksum(body: str) -> str:
-    return _base62(zlib.crc32(body.encode("ascii")), CHECK_LENGTH)
-
-
-def _base62(number: int, length: int) -> str:
-    """Write the last ``length`` digits of a number, zeros in front."""
-    digits = []
-    for _ in range(length):
-        number, digit = divmod(number, 62)
-        digits.append(BASE62[digit])
-    return "".join(reversed(digits))
 
 
 def _assign(instance: object, name: str, value: object) -> None:
