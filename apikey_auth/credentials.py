@@ -112,13 +112,15 @@ class Credential:
     """What a request carried by way of a key, not judged in any way.
 
     ``text`` is the one key, None where there is none, only a blank one, or where ``ambiguous``. ``in_url``
-    says that a key stood in the URL; ``query`` is the query string without it, byte for byte.
+    says that a key stood in the URL; ``query`` is the query string without it, byte for byte. ``clash`` is a
+    sentence for the client about what is ambiguous, None where nothing is.
     """
 
     text: str | None = field(repr=False)
     ambiguous: bool
     in_url: bool
     query: str
+    clash: str | None = field(default=None, compare=False)  # a wording of ``ambiguous``, nothing more
 
     @property
     def carried(self) -> bool:
@@ -133,17 +135,31 @@ def read(carriers: Sequence[Carrier], header: HeaderReader, query: str) -> Crede
     given twice, equal or not: which of them counts would depend on who reads.
     """
     texts: set[str] = set()
-    twice = in_url = False
+    twice: Carrier | None = None
+    in_url = False
     for carrier in carriers:
         if isinstance(carrier, Query):
             values, query = carrier.split(query) if query else ([], query)
             in_url = in_url or any(values)
         else:
             values = carrier.values(header)
-        twice = twice or len(values) > 1
+        if len(values) > 1:
+            twice = twice or carrier
         texts.update(filter(None, values))
-    ambiguous = twice or len(texts) > 1
-    return Credential(None if ambiguous or not texts else texts.pop(), ambiguous, in_url, query)
+    if twice is not None or len(texts) > 1:
+        in_header = any(any(each.values(header)) for each in carriers if not isinstance(each, Query))
+        return Credential(None, True, in_url, query, _clash(twice, in_header, in_url))
+    return Credential(texts.pop() if texts else None, False, in_url, query)
+
+
+def _clash(twice: Carrier | None, in_header: bool, in_url: bool) -> str:
+    """Say which keys contradict each other; the names are those of the configuration, never of the request."""
+    if isinstance(twice, Query):
+        return f"The URL has the parameter {twice.name} more than once."
+    if twice is not None:
+        return f"The header {twice.name} was sent more than once, or holds a comma."
+    places = "a header and the URL" if in_header and in_url else "the URL" if in_url else "two headers"
+    return f"The request carries different API keys in {places}."
 
 
 def _listed(value: str) -> list[str]:
