@@ -11,6 +11,7 @@ from typing import Final, TypeAlias, TypedDict, Unpack
 
 from . import decisions
 from .errors import ConfigurationError, Conflict, DuplicateKey, KeyNotFound
+from .events import Issued, OnEvent, RevokedAll, Rotated, change_of, events_of
 from .formats import Source
 from .imports import Import, ImportReport, OwnerOf, Row
 from .keys import JSON, APIKey, IssuedKey, KeyScheme, KeyText, check_text, in_utc, named_id
@@ -126,6 +127,7 @@ class KeyManager:
 
     Raises ConfigurationError for a store that is async or lacks a method; every method raises
     StoreUnavailable when the store fails, and then says nothing about whether the change was made.
+    ``on_event`` is told of each change once the store has made it; see ``events``.
     """
 
     def __init__(
@@ -134,11 +136,13 @@ class KeyManager:
         scheme: KeyScheme | None = None,
         *,
         clock: Callable[[], datetime] = utc_now,
+        on_event: OnEvent | None = None,
     ) -> None:
         check_store(store, MANAGING, asynchronous=False)
         self._store: KeyStore = store  # type: ignore[assignment]  # just checked
         self.scheme = checked_scheme(scheme)
         self.clock = clock
+        self.events = events_of(on_event, asynchronous=False)
 
     def issue(self, owner: str, *, connection: object | None = None, **fields: Unpack[NewKey]) -> IssuedKey:
         """Make a new key for an owner; see ``NewKey``. Its text is in the answer and nowhere else.
@@ -149,7 +153,7 @@ class KeyManager:
         where the store joins no transactions.
         """
         issued = _issued(self.scheme, self.scheme.mint(), self.clock(), owner, fields)
-        self._store.add(issued.key, **joined(self._store, connection))
+        self._add(issued.key, connection)
         return issued
 
     def ensure(self, owner: str, *, text: str | None = None, **fields: Unpack[NewKey]) -> IssuedKey | None:
@@ -167,7 +171,7 @@ class KeyManager:
         chosen = self.scheme.mint(named) if text is None else self.scheme.parse(text)
         issued = _issued(self.scheme, chosen, self.clock(), owner, fields)
         try:
-            self._store.add(issued.key)
+            self._add(issued.key)
         except DuplicateKey:
             if text is not None:
                 _check_configured(self.scheme, issued, self.get(issued.key.id))
@@ -198,7 +202,7 @@ class KeyManager:
             if key is None:
                 continue
             try:
-                self._store.add(key)
+                self._add(key)
                 importing.added += 1
             except DuplicateKey:
                 there = importing.is_there(key, self._store.get(key.id))
@@ -281,7 +285,11 @@ class KeyManager:
         """
         if reason is not None:
             check_text("reason", reason, None)
-        return self._store.revoke_all(_owner_or_all(owner), self.clock(), reason)
+        whose, now = _owner_or_all(owner), self.clock()
+        count = self._store.revoke_all(whose, now, reason)
+        if self.events is not None:
+            self.events.emit(RevokedAll(at=now, owner=whose, count=count, reason=reason))
+        return count
 
     def rotate(
         self,
@@ -306,6 +314,10 @@ class KeyManager:
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
             old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after)
             if self._store.swap(key, old, successor=successor):
+                if self.events is not None:
+                    self.events.emit(
+                        Rotated(at=now, key_id=key.id, successor_id=successor.id, owner=key.owner)
+                    )
                 return IssuedKey(successor, minted.text)
         raise Conflict(f"the key {key_id!r} kept changing while it was to be rotated")
 
@@ -325,6 +337,11 @@ class KeyManager:
             keys.extend(page.items)
         return keys
 
+    def _add(self, key: APIKey, connection: object | None = None) -> None:
+        self._store.add(key, **joined(self._store, connection))
+        if self.events is not None:
+            self.events.emit(Issued(at=self.clock(), key_id=key.id, owner=key.owner, by=key.created_by))
+
     def _revoke(self, key_id: str, reason: str | None) -> APIKey:
         return self._change(key_id, lambda key: decisions.revoked(key, self.clock(), reason))
 
@@ -335,6 +352,8 @@ class KeyManager:
             if new is None:
                 return key
             if self._store.swap(key, new):
+                if self.events is not None:
+                    self.events.emit(change_of(key, new, self.clock()))
                 return new
         raise Conflict(f"the key {key_id!r} kept changing while it was to be changed")
 
@@ -344,6 +363,7 @@ class AsyncKeyManager:
 
     Raises ConfigurationError for a store that is not async or lacks a method; every method raises
     StoreUnavailable when the store fails, and then says nothing about whether the change was made.
+    ``on_event`` is told of each change once the store has made it; see ``events``.
     """
 
     def __init__(
@@ -352,11 +372,13 @@ class AsyncKeyManager:
         scheme: KeyScheme | None = None,
         *,
         clock: Callable[[], datetime] = utc_now,
+        on_event: OnEvent | None = None,
     ) -> None:
         check_store(store, MANAGING, asynchronous=True)
         self._store: AsyncKeyStore = store  # type: ignore[assignment]  # just checked
         self.scheme = checked_scheme(scheme)
         self.clock = clock
+        self.events = events_of(on_event, asynchronous=True)
 
     async def issue(
         self, owner: str, *, connection: object | None = None, **fields: Unpack[NewKey]
@@ -369,7 +391,7 @@ class AsyncKeyManager:
         where the store joins no transactions.
         """
         issued = _issued(self.scheme, self.scheme.mint(), self.clock(), owner, fields)
-        await self._store.add(issued.key, **joined(self._store, connection))
+        await self._add(issued.key, connection)
         return issued
 
     async def ensure(
@@ -389,7 +411,7 @@ class AsyncKeyManager:
         chosen = self.scheme.mint(named) if text is None else self.scheme.parse(text)
         issued = _issued(self.scheme, chosen, self.clock(), owner, fields)
         try:
-            await self._store.add(issued.key)
+            await self._add(issued.key)
         except DuplicateKey:
             if text is not None:
                 _check_configured(self.scheme, issued, await self.get(issued.key.id))
@@ -420,7 +442,7 @@ class AsyncKeyManager:
             if key is None:
                 continue
             try:
-                await self._store.add(key)
+                await self._add(key)
                 importing.added += 1
             except DuplicateKey:
                 there = importing.is_there(key, await self._store.get(key.id))
@@ -505,7 +527,11 @@ class AsyncKeyManager:
         """
         if reason is not None:
             check_text("reason", reason, None)
-        return await self._store.revoke_all(_owner_or_all(owner), self.clock(), reason)
+        whose, now = _owner_or_all(owner), self.clock()
+        count = await self._store.revoke_all(whose, now, reason)
+        if self.events is not None:
+            self.events.emit(RevokedAll(at=now, owner=whose, count=count, reason=reason))
+        return count
 
     async def rotate(
         self,
@@ -530,6 +556,10 @@ class AsyncKeyManager:
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
             old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after)
             if await self._store.swap(key, old, successor=successor):
+                if self.events is not None:
+                    self.events.emit(
+                        Rotated(at=now, key_id=key.id, successor_id=successor.id, owner=key.owner)
+                    )
                 return IssuedKey(successor, minted.text)
         raise Conflict(f"the key {key_id!r} kept changing while it was to be rotated")
 
@@ -549,6 +579,11 @@ class AsyncKeyManager:
             keys.extend(page.items)
         return keys
 
+    async def _add(self, key: APIKey, connection: object | None = None) -> None:
+        await self._store.add(key, **joined(self._store, connection))
+        if self.events is not None:
+            self.events.emit(Issued(at=self.clock(), key_id=key.id, owner=key.owner, by=key.created_by))
+
     async def _revoke(self, key_id: str, reason: str | None) -> APIKey:
         return await self._change(key_id, lambda key: decisions.revoked(key, self.clock(), reason))
 
@@ -559,5 +594,7 @@ class AsyncKeyManager:
             if new is None:
                 return key
             if await self._store.swap(key, new):
+                if self.events is not None:
+                    self.events.emit(change_of(key, new, self.clock()))
                 return new
         raise Conflict(f"the key {key_id!r} kept changing while it was to be changed")
