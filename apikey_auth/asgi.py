@@ -5,16 +5,19 @@ Starlette's own authentication sets them. A ``Refusal`` that the application rai
 answered as one of the middleware's own.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias, Unpack
 
 from .authenticate import AsyncAuthenticator, check_authenticator
+from .cache import Verdict
 from .credentials import HeaderReader
+from .decisions import Identity
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern
-from .policy import IDENTITY, VISIT, Options, Policy, Visit, outer_visit, require, visit_of
-from .responses import GUARDED, Response
+from .policy import IDENTITY, VISIT, Options, Policy, Recognition, Visit, outer_visit, require, visit_of
+from .responses import GUARDED, Response, guard
 
 __all__ = ["APIKeyMiddleware", "KeyManagement", "mount", "require"]
 
@@ -25,12 +28,16 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _GUARDED = {name.encode("ascii") for name in GUARDED}
+_LENGTHS = {len(name) for name in GUARDED}
 _DENIAL = "websocket.http.response"
+_STARTS = {"http.response.start", f"{_DENIAL}.start"}
 _POLICY_VIOLATION = 1008  # RFC 6455 section 7.4.1
 
 
-class EveryScope(list[str]):
+class EveryScope(tuple[str, ...]):
     """The scopes of a key that may do all that its owner may: it contains every scope."""
+
+    __slots__ = ()
 
     def __contains__(self, scope: object) -> bool:
         return True
@@ -43,12 +50,14 @@ class Permissions:
     scopes: Sequence[str]
 
 
-def scopes_of(visit: Visit) -> list[str]:
-    """List the scopes that a visit's key has, as Starlette's ``requires`` asks for them."""
-    if visit.identity is None:
-        return []
-    scopes = visit.identity.scopes
-    return EveryScope(["authenticated"]) if scopes is None else ["authenticated", *scopes]
+def scopes_of(scopes: tuple[str, ...] | None) -> Sequence[str]:
+    """List the scopes of a key as Starlette's ``requires`` asks for them."""
+    return EveryScope(["authenticated"]) if scopes is None else ("authenticated", *scopes)
+
+
+@lru_cache(maxsize=4096)
+def _permissions(scopes: tuple[str, ...] | None) -> Permissions:
+    return Permissions(scopes_of(scopes))
 
 
 class APIKeyMiddleware:
@@ -61,28 +70,98 @@ class APIKeyMiddleware:
         check_authenticator(auth, AsyncAuthenticator)
         self._app = app
         self._auth = auth
-        self._policy = Policy(**options)
+        self._policy = policy = Policy(**options)
+        self._header, self._lead = policy.header and policy.header.encode(), policy.lead.encode()
+        self._parameter = policy.parameter and policy.parameter.encode()
+        self._private = _plain_guard(policy.vary, True, False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._app(scope, receive, _flushing(self._auth, send))
             return
-        if scope["type"] not in ("http", "websocket"):
-            raise ConfigurationError(f"no key can be looked for in a scope of the type {scope['type']!r}")
-        scope["headers"] = list(scope["headers"])  # an iterable, by the specification, that is read twice
-        visit = _receive(scope, self._policy)
-        await self._auth.admit(visit)
-        if refusal := visit.turned_away:
+        if kind not in ("http", "websocket"):
+            raise ConfigurationError(f"no key can be looked for in a scope of the type {kind!r}")
+        if type(scope["headers"]) is not list:
+            scope["headers"] = list(scope["headers"])  # an iterable, by the specification, that is read twice
+        visit: Visit
+        if (known := self._recognize(scope)) is not None:
+            visit, plain = known, self._private
+            if known.identity is None:
+                await self._auth.let_in(visit, known.verdict)
+        else:
+            visit = _receive(scope, self._policy)
+            plain = _plain_guard(*visit.privacy)
+            await self._auth.admit(visit)
+        if visit.refusal is not None and (refusal := visit.turned_away):
             await _answer(visit.respond(refusal), scope, send)
             return
-        _identify(scope, visit)
-        guarded = _GuardedSend(visit, send)
+        self._identify(scope, visit)
         try:
-            await self._app(scope, receive, guarded)
+            await self._app(scope, receive, _guarded(visit, plain, send))
         except Refusal as refusal:
-            if guarded.answered:
+            if visit.answered:
                 raise
-            await _answer(visit.respond(refusal), scope, send, accepted=guarded.accepted)
+            await _answer(visit.respond(refusal), scope, send, accepted=visit.accepted)
+
+    def _recognize(self, scope: Scope) -> "_Recognition | None":
+        """Recognize a key that stands where keys usually do; None for any request that needs a closer look."""
+        policy, value, query = self._policy, None, scope.get("query_string")
+        for name, text in scope["headers"]:
+            if name == self._header:
+                if value is not None:
+                    return None
+                value = text
+        if (
+            not value
+            or not value.startswith(self._lead)
+            or (query and self._parameter and (b"%" in query or self._parameter in query.lower()))
+            or VISIT in scope
+            or scope.get("method") == "OPTIONS"
+            or (policy.has_exempt and policy.exempts(path_below_mount(scope)))
+        ):
+            return None
+        value = value[len(self._lead) :]
+        if (verdict := self._auth.recognize(value)) is None:
+            return None
+        scope[VISIT] = visit = _Recognition(policy, self._auth, verdict, value, scope)
+        return visit
+
+    def _identify(self, scope: Scope, visit: Visit) -> None:
+        """Put the identity, if there is one, where the application looks for it, in the place of another's."""
+        if visit.outer is not None and visit.replaced is not None:
+            del scope[IDENTITY]
+            if scope.get("user") is visit.replaced.user:
+                del scope["user"], scope["auth"]
+        if (identity := visit.identity) is not None:
+            scope[IDENTITY] = identity
+            scope["user"] = identity.user
+            scope["auth"] = self._permissions(identity)
+
+    def _permissions(self, identity: Identity[Any]) -> object:
+        return _permissions(identity.key.scopes)
+
+
+class _Recognition(Recognition):
+    """What the scope says is kept as it was: the application may change it."""
+
+    def __init__(
+        self, policy: Policy, auth: AsyncAuthenticator[object], verdict: Verdict, value: bytes, scope: Scope
+    ) -> None:
+        self.policy = policy
+        self.authority = auth
+        self.verdict = verdict
+        self.identity = verdict.identity
+        self.value = value
+        self.method = scope.get("method", "GET")
+        self._said = scope["path"], scope.get("root_path"), scope.get("query_string"), scope.get("client")
+        self._headers = scope["headers"]
+
+    def find_out(self) -> None:
+        path, root, query, client = self._said
+        self.path = _below(path, root)
+        self.query = self.sent = (query or b"").decode("latin-1")
+        self.address = self.policy.address_of(_peer(client), _header_reader(self._headers))
 
 
 class KeyManagement:
@@ -120,7 +199,7 @@ class KeyManagement:
             path,
             mount,
             scope.get("query_string", b"").decode("latin-1"),
-            _header_reader(scope),
+            _header_reader(list(scope["headers"])),
             body,
             caller_of(visit, user, self.dialect),
             visit,
@@ -156,57 +235,59 @@ async def _body(receive: Receive) -> bytes | None:
     return body[: MAX_BODY + 1]
 
 
-class _GuardedSend:
-    """Sends the application's messages, and sees to it that its answer stays private."""
+def _guarded(visit: Visit, plain: Sequence[tuple[bytes, bytes]], send: Send) -> Send:
+    """Wrap ``send`` so that the application's answer stays private; by ``plain`` where it says nothing itself."""
 
-    __slots__ = ("_send", "_visit", "accepted", "answered")
-
-    def __init__(self, visit: Visit, send: Send) -> None:
-        self._visit = visit
-        self._send = send
-        self.answered = False
-        self.accepted = False
-
-    async def __call__(self, message: Message) -> None:
+    def guarded(message: Message) -> Awaitable[None]:
         kind = message["type"]
-        if kind in ("http.response.start", f"{_DENIAL}.start"):
-            self.answered = True
-            message = {**message, "headers": self._guarded(message.get("headers", ()))}
+        if kind in _STARTS:
+            visit.answered = True
+            message = {**message, "headers": _private(visit, plain, message.get("headers", ()))}
         elif kind == "websocket.accept":
-            self.accepted = True
+            visit.accepted = True
         elif kind == "websocket.close":
-            self.answered = True
-        await self._send(message)
+            visit.answered = True
+        return send(message)
 
-    def _guarded(self, headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        present: dict[str, str] = {}
-        for name, value in headers:
-            if name.lower() in _GUARDED:
-                lowered, text = name.lower().decode("ascii"), value.decode("latin-1")
-                present[lowered] = f"{present[lowered]}, {text}" if lowered in present else text
-        changes = _encoded(self._visit.guard(present).items())
-        replaced = {name for name, _ in changes}
-        return [pair for pair in headers if pair[0].lower() not in replaced] + changes
+    return guarded
 
 
-def _identify(scope: Scope, visit: Visit) -> None:
-    """Put the identity, if there is one, where the application looks for it, in the place of another's."""
-    if visit.replaced is not None:
-        del scope[IDENTITY]
-        if scope.get("user") is visit.replaced.user:
-            del scope["user"], scope["auth"]
-    if visit.identity is not None:
-        scope[IDENTITY] = visit.identity
-        scope["user"] = visit.identity.user
-        scope["auth"] = Permissions(scopes_of(visit))
+def _private(
+    visit: Visit, plain: Sequence[tuple[bytes, bytes]], headers: Iterable[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    present: dict[str, str] = {}
+    for name, value in headers:
+        if len(name) in _LENGTHS and (lowered := name.lower()) in _GUARDED:
+            key, text = lowered.decode("ascii"), value.decode("latin-1")
+            present[key] = f"{present[key]}, {text}" if key in present else text
+    if not present:
+        return [*headers, *plain]
+    changes = _encoded(visit.guard(present).items())
+    replaced = {name for name, _ in changes}
+    return [pair for pair in headers if pair[0].lower() not in replaced] + changes
+
+
+@lru_cache
+def _plain_guard(vary: str, carried: bool, in_url: bool) -> list[tuple[bytes, bytes]]:
+    return _encoded(guard(vary, carried, in_url, {}).items())
+
+
+def _flushing(auth: AsyncAuthenticator[object], send: Send) -> Send:
+    """Wrap a lifespan's ``send`` so that what was noted is written before the server ends the process."""
+
+    async def flushing(message: Message) -> None:
+        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+            await auth.flush()
+        await send(message)
+
+    return flushing
 
 
 def _receive(scope: Scope, policy: Policy) -> Visit:
     """Read a request, and cut the key out of its URL."""
-    header = _header_reader(scope)
+    header = _header_reader(scope["headers"])
     query = scope.get("query_string", b"").decode("latin-1")
-    client = scope.get("client")
-    peer = client[0] if client else None
+    peer = _peer(scope.get("client"))
     visit = policy.visit(
         scope.get("method", "GET"), path_below_mount(scope), header, query, peer, outer_visit(scope)
     )
@@ -218,9 +299,11 @@ def _receive(scope: Scope, policy: Policy) -> Visit:
     return visit
 
 
-def _header_reader(scope: Scope) -> HeaderReader:
-    pairs = scope["headers"]
+def _peer(client: Sequence[Any] | None) -> str | None:
+    return client[0] if client else None
 
+
+def _header_reader(pairs: Sequence[tuple[bytes, bytes]]) -> HeaderReader:
     def header(name: str) -> str | None:
         wanted = name.lower().encode("ascii")
         values = [value for key, value in pairs if key == wanted]
@@ -231,8 +314,11 @@ def _header_reader(scope: Scope) -> HeaderReader:
 
 def path_below_mount(scope: Scope) -> str:
     """Give the decoded path below the application's mount point."""
-    path: str = scope["path"]
-    root: str = (scope.get("root_path") or "").rstrip("/")
+    return _below(scope["path"], scope.get("root_path"))
+
+
+def _below(path: str, root: str | None) -> str:
+    root = (root or "").rstrip("/")
     return path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
 
 

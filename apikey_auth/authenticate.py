@@ -9,14 +9,27 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
+from hashlib import sha256
+from time import time
 from typing import Any, Generic, NoReturn, TypedDict, Unpack, cast, overload
 
-from .cache import Mark, UserCache, Verdict, VerdictCache, mark_of
-from .decisions import Identity, Owner, U_co, check_request, identify, is_of, judge, redigested, state
+from .cache import NEVER, Mark, UserCache, Verdict, VerdictCache, mark_of
+from .decisions import (
+    Identity,
+    Owner,
+    U_co,
+    check_request,
+    end_of,
+    identify,
+    is_of,
+    judge,
+    redigested,
+    state,
+)
 from .errors import AuthenticationError, ConfigurationError, MissingKey, Refusal, StoreUnavailable
 from .eviction import AsyncEvictingStore, EvictingStore
 from .flights import AsyncFlights, Flights
-from .keys import APIKey, KeyScheme, KeyText
+from .keys import MAX_TEXT, APIKey, KeyScheme, KeyText
 from .manage import AsyncKeyManager, KeyManager, checked_scheme, utc_now
 from .policy import Visit
 from .stores.protocol import (
@@ -29,6 +42,7 @@ from .stores.protocol import (
     check_function,
     check_store,
 )
+from .usage import AsyncUses, Noting, SharedUses, Uses
 
 logger = logging.getLogger("apikey_auth")
 
@@ -58,6 +72,7 @@ class Caching(TypedDict, total=False):
     anywhere else is heeded at most so late, 1 by default. ``max_age``: the longest that a record is kept
     unread, 300. ``stale_if_error``: how much longer than ``max_staleness`` a good key goes on while the store
     does not answer, 0. ``user_max_age``: how long a copy of a user is used instead of ``load_user``, 0.
+    ``touch_interval``: how often it is written which keys were used, and when, 60; 0 for never.
     """
 
     cache_size: int
@@ -65,6 +80,7 @@ class Caching(TypedDict, total=False):
     max_age: float
     stale_if_error: float
     user_max_age: float
+    touch_interval: float
 
 
 _POLL = object()  # what the flight of a poll is called
@@ -85,17 +101,35 @@ def _caches(store: KeyReader | AsyncKeyReader, options: Caching) -> tuple[Verdic
     return verdicts, UserCache(options.get("user_max_age", 0.0), size)
 
 
-def _can_swap(store: object, *, asynchronous: bool) -> bool:
-    try:
-        check_store(store, ("swap",), asynchronous=asynchronous)
-    except ConfigurationError:
-        return False
-    return True
+def _noting(store: object, options: Caching, *, asynchronous: bool) -> Noting:
+    """Tell what is to be noted: what a store, which may only read, can write."""
+
+    def can(method: str) -> bool:
+        try:
+            check_store(store, (method,), asynchronous=asynchronous)
+        except ConfigurationError:
+            return False
+        return True
+
+    return Noting(
+        interval=options.get("touch_interval", 60.0),
+        size=options.get("cache_size") or 10_000,
+        touches=can("touch"),
+        swaps=can("swap"),
+    )
+
+
+def _timestamp(clock: Callable[[], datetime]) -> Callable[[], float]:
+    """Tell the time of a clock in seconds since the epoch."""
+    return time if clock is utc_now else lambda: clock().timestamp()
 
 
 def share_cache(auth: "Authenticator[Any]", other: "AsyncAuthenticator[Any]") -> None:
-    """Let the two authenticators of one application remember together, and forget together."""
-    other._cache, other._users = auth._cache, auth._users
+    """Let the two authenticators of one application remember together, and forget together.
+
+    What is used is noted together too, and written by the one that blocks: it needs no event loop.
+    """
+    other._cache, other._users, other._uses = auth._cache, auth._users, SharedUses(auth._uses)
     auth._cache.call_on_eviction(other._reads.detach)
 
 
@@ -149,11 +183,13 @@ class Authenticator(Generic[U_co]):
         check_store(store, READING, asynchronous=False)
         check_function("load_user", load_user, asynchronous=False)
         self.store = store
-        self._can_swap = _can_swap(store, asynchronous=False)
         self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], U_co | None]", load_user)
         self._clock = clock
+        self._time = _timestamp(clock)
+        self._shares = load_user is _as_owner
         self._cache, self._users = _caches(store, caching)
+        self._uses = Uses(store, **_noting(store, caching, asynchronous=False))
         self._reads: Flights[Verdict] = Flights()
         self._polls: Flights[None] = Flights()
         self._cache.call_on_eviction(self._reads.detach)
@@ -190,7 +226,46 @@ class Authenticator(Generic[U_co]):
         key, stale = self._verify(text)
         identity = identify(key, self._user(key.owner), stale)
         check_request(key, address, scopes)
+        self._note(key)
         return identity
+
+    def flush(self) -> None:
+        """Write at once which keys were used; by itself that is done every ``touch_interval`` and at the end.
+
+        What cannot be written stays noted, and is logged.
+        """
+        self._uses.write()
+
+    @property
+    def lost_uses(self) -> int:
+        """Of how many uses it will never be written that they were the last ones: there was no room for them."""
+        return self._uses.lost
+
+    def recognize(self, value: bytes) -> Verdict | None:
+        """Find what holds for a key without waiting for anything: the way of nearly every request.
+
+        ``value`` is all that a request's header holds. None says that it takes ``admit`` to find out. An
+        equal digest is an equal text, so what the header holds is the key and nothing beside it. A verdict
+        that has no identity goes on to ``let_in``.
+        """
+        if len(value) > MAX_TEXT:
+            return None
+        verdict = self._cache.fresh(sha256(value).digest())
+        if verdict is None or (now := self._time()) >= verdict.ends:
+            return None
+        if verdict.identity is not None and self._uses.is_on:
+            self._uses.note(verdict.key_id, now)
+        return verdict
+
+    def let_in(self, visit: Visit, verdict: Verdict) -> None:
+        """Find the identity of a visit whose key was recognized, and leave it, or a refusal, on the visit."""
+        key = cast("APIKey", verdict.key)
+        try:
+            visit.identity = identify(key, self._user(key.owner))
+            visit.authority = self
+            self._note(key)
+        except Refusal as refusal:
+            visit.refuse(refusal)
 
     def admit(self, visit: Visit) -> None:
         """Authenticate a visit's key, if it brought one, and leave what came of it on the visit."""
@@ -266,23 +341,20 @@ class Authenticator(Generic[U_co]):
             _give_up("the key store", error)
         matches = is_of(presented, key, self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
+        ends, identity = NEVER, None
         if key is not None and good:
-            key = self._redigest(key, presented)
-        verdict = cache.verdict(presented.id, key, matches, fence)
+            if (new := redigested(key, presented, self.scheme)) is not None:
+                self._uses.renew(key, new)
+            if not key.metadata and key.addresses is None:
+                ends = end_of(key)
+                identity = Identity(Owner(key.owner), key) if self._shares else None
+        verdict = cache.verdict(presented.id, key, matches, fence, ends, identity)
         cache.keep(mark, verdict, fence, good=good)
         return verdict
 
-    def _redigest(self, key: APIKey, presented: KeyText) -> APIKey:
-        """Bring a good key's digest up to date where that can be done; the key is as good without it."""
-        new = redigested(key, presented, self.scheme) if self._can_swap else None
-        if new is None:
-            return key
-        store = cast("KeyStore", self.store)
-        try:
-            return new if store.swap(key, new) else key
-        except Exception as error:
-            logger.debug("the key %s was not digested anew: %s", key.id, type(error).__name__)
-            return key
+    def _note(self, key: APIKey) -> None:
+        if self._uses.is_on:
+            self._uses.note(key.id, self._time())
 
     def _user(self, owner: str) -> U_co | None:
         found = self._users.find(owner)
@@ -343,11 +415,13 @@ class AsyncAuthenticator(Generic[U_co]):
         check_store(store, READING, asynchronous=True)
         check_function("load_user", load_user, asynchronous=True)
         self.store = store
-        self._can_swap = _can_swap(store, asynchronous=True)
         self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], Awaitable[U_co | None]]", load_user)
         self._clock = clock
+        self._time = _timestamp(clock)
+        self._shares = load_user is _as_async_owner
         self._cache, self._users = _caches(store, caching)
+        self._uses: AsyncUses | SharedUses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
         self._reads: AsyncFlights[Verdict] = AsyncFlights()
         self._polls: AsyncFlights[None] = AsyncFlights()
         self._cache.call_on_eviction(self._reads.detach)
@@ -384,7 +458,46 @@ class AsyncAuthenticator(Generic[U_co]):
         key, stale = await self._verify(text)
         identity = identify(key, await self._user(key.owner), stale)
         check_request(key, address, scopes)
+        self._note(key)
         return identity
+
+    async def flush(self) -> None:
+        """Write at once which keys were used; by itself that is done every ``touch_interval`` and at the end.
+
+        What cannot be written stays noted, and is logged.
+        """
+        await self._uses.write()
+
+    @property
+    def lost_uses(self) -> int:
+        """Of how many uses it will never be written that they were the last ones: there was no room for them."""
+        return self._uses.lost
+
+    def recognize(self, value: bytes) -> Verdict | None:
+        """Find what holds for a key without waiting for anything: the way of nearly every request.
+
+        ``value`` is all that a request's header holds. None says that it takes ``admit`` to find out. An
+        equal digest is an equal text, so what the header holds is the key and nothing beside it. A verdict
+        that has no identity goes on to ``let_in``.
+        """
+        if len(value) > MAX_TEXT:
+            return None
+        verdict = self._cache.fresh(sha256(value).digest())
+        if verdict is None or (now := self._time()) >= verdict.ends:
+            return None
+        if verdict.identity is not None and self._uses.is_on:
+            self._uses.note(verdict.key_id, now)
+        return verdict
+
+    async def let_in(self, visit: Visit, verdict: Verdict) -> None:
+        """Find the identity of a visit whose key was recognized, and leave it, or a refusal, on the visit."""
+        key = cast("APIKey", verdict.key)
+        try:
+            visit.identity = identify(key, await self._user(key.owner))
+            visit.authority = self
+            self._note(key)
+        except Refusal as refusal:
+            visit.refuse(refusal)
 
     async def admit(self, visit: Visit) -> None:
         """Authenticate a visit's key, if it brought one, and leave what came of it on the visit."""
@@ -460,23 +573,20 @@ class AsyncAuthenticator(Generic[U_co]):
             _give_up("the key store", error)
         matches = is_of(presented, key, self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
+        ends, identity = NEVER, None
         if key is not None and good:
-            key = await self._redigest(key, presented)
-        verdict = cache.verdict(presented.id, key, matches, fence)
+            if (new := redigested(key, presented, self.scheme)) is not None:
+                self._uses.renew(key, new)
+            if not key.metadata and key.addresses is None:
+                ends = end_of(key)
+                identity = Identity(Owner(key.owner), key) if self._shares else None
+        verdict = cache.verdict(presented.id, key, matches, fence, ends, identity)
         cache.keep(mark, verdict, fence, good=good)
         return verdict
 
-    async def _redigest(self, key: APIKey, presented: KeyText) -> APIKey:
-        """Bring a good key's digest up to date where that can be done; the key is as good without it."""
-        new = redigested(key, presented, self.scheme) if self._can_swap else None
-        if new is None:
-            return key
-        store = cast("AsyncKeyStore", self.store)
-        try:
-            return new if await store.swap(key, new) else key
-        except Exception as error:
-            logger.debug("the key %s was not digested anew: %s", key.id, type(error).__name__)
-            return key
+    def _note(self, key: APIKey) -> None:
+        if self._uses.is_on:
+            self._uses.note(key.id, self._time())
 
     async def _user(self, owner: str) -> U_co | None:
         found = self._users.find(owner)

@@ -22,6 +22,7 @@ from copy import copy
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic as monotonic_clock
+from typing import Any
 
 from .errors import ConfigurationError, InvalidKey
 from .forking import after_fork
@@ -49,13 +50,16 @@ class Verdict:
     """What the store said of a text: the record that its id names, and whether it is that record's key.
 
     Whether the record is live is judged each time it is used. ``until`` (monotonic) is when it must be read
-    again.
+    again. ``ends`` (seconds since the epoch) is when a live key ends, NEVER where a request has to be looked
+    at more closely; ``identity`` is what every request with the key may share, if there is anything to share.
     """
 
     key_id: str
     key: APIKey | None
     matches: bool
     until: float
+    ends: float = NEVER
+    identity: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class VerdictCache:
         self._generation = 0
         self._polling = False
         self._polled_at = self._failed_at = NEVER
+        self._poll_due = NEVER if self.follows else float("inf")
         self.revision: Revision | None = None
 
     # What requests ask
@@ -123,7 +128,7 @@ class VerdictCache:
         if verdict is None:
             return None
         now = self._monotonic()
-        if now >= verdict.until or (self.follows and now - self._polled_at >= self.max_staleness / 2):
+        if now >= verdict.until or now >= self._poll_due:
             return None
         try:
             self._good.move_to_end(mark)
@@ -168,10 +173,18 @@ class VerdictCache:
         with self._lock:
             return Fence(self._generation, self._monotonic())
 
-    def verdict(self, key_id: str, key: APIKey | None, matches: bool, fence: Fence) -> Verdict:
+    def verdict(
+        self,
+        key_id: str,
+        key: APIKey | None,
+        matches: bool,
+        fence: Fence,
+        ends: float = NEVER,
+        identity: Any = None,
+    ) -> Verdict:
         """Make the verdict of what was read behind a fence."""
         life = self.max_age if self.follows and key is not None else self.max_staleness
-        return Verdict(key_id, key, matches, fence.at + life)
+        return Verdict(key_id, key, matches, fence.at + life, ends, identity)
 
     def keep(self, mark: Mark, verdict: Verdict, fence: Fence, *, good: bool) -> None:
         """Keep a verdict, unless something happened since its fence."""
@@ -210,6 +223,7 @@ class VerdictCache:
                     self._drop_ids(changes.ids)
             self.revision = changes.revision
             self._polled_at, self._failed_at = started, NEVER
+            self._poll_due = started + self.max_staleness / 2
 
     def poll_failed(self) -> None:
         with self._lock:

@@ -107,6 +107,11 @@ def state(key: APIKey, now: datetime) -> type[Refusal] | None:
     return None
 
 
+def end_of(key: APIKey) -> float:
+    """Tell when a live key ends by itself, in seconds since the epoch; infinity for never."""
+    return min((end.timestamp() for end in (key.expires_at, key.grace_until) if end), default=float("inf"))
+
+
 def identify(key: APIKey, user: U_co | None, stale: bool = False) -> Identity[U_co]:
     """Put key and user together. Raises InactiveUser for no user, or one whose ``is_active`` is false."""
     active = getattr(user, "is_active", True)

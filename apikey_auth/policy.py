@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
+from .cache import Verdict
 from .credentials import DEFAULT_CARRIERS, Bearer, Carrier, Credential, Header, HeaderReader, Query, read
 from .decisions import Identity, Networks, client_address, networks
 from .errors import AmbiguousKey, ConfigurationError, MissingKey, Refusal
@@ -59,7 +60,11 @@ class Policy:
     __slots__ = (
         "carriers",
         "exact",
+        "has_exempt",
+        "header",
+        "lead",
         "on_invalid",
+        "parameter",
         "prefixes",
         "proxies",
         "realm",
@@ -88,10 +93,12 @@ class Policy:
         if self.render is not None and not callable(self.render):
             raise ConfigurationError(f"render is a function of a refusal and a path, not {self.render!r}")
         self.carriers = _checked_carriers(options.get("carriers", DEFAULT_CARRIERS))
+        self.header, self.lead, self.parameter = _usual_places(self.carriers)
         self.vary = vary_on(self.carriers)
         paths = _checked_paths(options.get("exempt", ()))
         self.exact = frozenset(path for path in paths if path == "/" or not path.endswith("/"))
         self.prefixes = tuple(path for path in paths if path not in self.exact)
+        self.has_exempt = bool(paths)
         self.proxies, self.unix = _checked_proxies(options.get("trusted_proxies", ()))
 
     def visit(
@@ -109,14 +116,19 @@ class Policy:
         end of the connection, ``outer`` the visit of a middleware further out: what that one cut out of the
         URL is read all the same.
         """
-        if self.proxies or self.unix:
-            peer = client_address(peer, header("X-Forwarded-For"), self.proxies, self.unix)
         sent = query if outer is None else outer.sent
-        visit = Visit(self, method, path, read(self.carriers, header, sent), peer, outer)
+        credential = read(self.carriers, header, sent)
+        visit = Visit(self, method, path, credential, self.address_of(peer, header), outer)
         visit.exempt = self.exempts(path) or _is_preflight(method, header)
         visit.sent = sent
         visit.query = visit.credential.query if outer is None else self.without_keys(f"?{query}")[1:]
         return visit
+
+    def address_of(self, peer: str | None, header: HeaderReader) -> str | None:
+        """Find the client's address; ``peer`` is the one at the other end of the connection."""
+        if self.proxies or self.unix:
+            return client_address(peer, header("X-Forwarded-For"), self.proxies, self.unix)
+        return peer
 
     def without_keys(self, target: str) -> str:
         """Cut the key out of a request target, ``/path?query``, and leave the rest, byte for byte."""
@@ -140,24 +152,14 @@ class Visit:
 
     ``query`` is the query string to leave, ``sent`` what it was with the key in it. ``identity`` and
     ``refusal`` are set by the authenticator that admits it, ``authority`` names that one. ``answered`` says that
-    the application has begun an answer.
+    the application has begun an answer, ``accepted`` that it took a websocket.
     """
 
-    __slots__ = (
-        "address",
-        "answered",
-        "authority",
-        "credential",
-        "exempt",
-        "identity",
-        "method",
-        "outer",
-        "path",
-        "policy",
-        "query",
-        "refusal",
-        "sent",
-    )
+    exempt = answered = accepted = False
+    outer: "Visit | None" = None
+    authority: object = None
+    identity: Identity[Any] | None = None
+    refusal: Refusal | None = None
 
     def __init__(
         self,
@@ -174,11 +176,7 @@ class Visit:
         self.credential = credential
         self.address = address
         self.outer = outer
-        self.exempt = self.answered = False
         self.query = self.sent = ""
-        self.authority: object = None
-        self.identity: Identity[Any] | None = None
-        self.refusal: Refusal | None = None
         if credential.text is None:
             self.refusal = AmbiguousKey() if credential.ambiguous else MissingKey()
 
@@ -236,10 +234,41 @@ class Visit:
             rendered = policy.render(refusal, self.path)
         return respond(refusal, policy.carriers, policy.realm, self.method, self.credential.in_url, rendered)
 
+    @property
+    def privacy(self) -> tuple[str, bool, bool]:
+        """What the privacy of an answer depends on: the first arguments of ``responses.guard``."""
+        vary = "" if self.exempt else self.policy.vary
+        return vary, self.credential.carried, self.credential.in_url
+
     def guard(self, present: Mapping[str, str]) -> Mapping[str, str]:
         """Tell which headers keep the application's answer private; see ``responses.guard``."""
-        vary = "" if self.exempt else self.policy.vary
-        return guard(vary, self.credential.carried, self.credential.in_url, present)
+        return guard(*self.privacy, present)
+
+
+class Recognition(Visit):
+    """The visit of a request whose key was recognized: it stood in a header, and nowhere else.
+
+    An adapter keeps what it takes to find the rest, which hardly anybody asks for, when it is asked.
+    """
+
+    verdict: Verdict
+    value: bytes
+
+    def find_out(self) -> None:
+        """Set ``path``, ``query``, ``sent`` and ``address``."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        """Find out what is not there yet."""
+        if name not in ("path", "query", "sent", "address", "credential"):
+            raise AttributeError(name)
+        self.find_out()
+        self.credential = Credential(self.value.decode("ascii"), False, False, self.query)
+        return getattr(self, name)
+
+    @property
+    def privacy(self) -> tuple[str, bool, bool]:
+        return self.policy.vary, True, False
 
 
 def outer_visit(holder: Mapping[str, Any]) -> Visit | None:
@@ -274,6 +303,19 @@ def check_required_scopes(name: str, scopes: tuple[str, ...]) -> None:
     if not all(isinstance(scope, str) for scope in scopes):
         raise TypeError(f"write the scopes one by one: @{name}('a', 'b')")
     checked_scopes(scopes)
+
+
+def _usual_places(carriers: tuple[Carrier, ...]) -> tuple[str | None, str, str | None]:
+    """Name the header and the parameter of carriers that are no more than one of each, in lower case.
+
+    Between them stands what the header has before the key. There is no header in any other case.
+    """
+    headers = [carrier for carrier in carriers if not isinstance(carrier, Query)]
+    parameters = [carrier.name.lower() for carrier in carriers if isinstance(carrier, Query)]
+    if len(headers) != 1 or len(parameters) > 1:
+        return None, "", None
+    lead = f"{headers[0].scheme} " if isinstance(headers[0], Bearer) else ""
+    return headers[0].name.lower(), lead, parameters[0] if parameters else None
 
 
 def _is_preflight(method: str, header: HeaderReader) -> bool:

@@ -7,20 +7,21 @@ user too: a key beats the session's user.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, Unpack
+from typing import Any, ParamSpec, TypeVar
 
 try:
     from starlette.authentication import AuthCredentials, UnauthenticatedUser
     from starlette.requests import HTTPConnection
     from starlette.routing import BaseRoute, Match
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 except ImportError as error:  # pragma: no cover
     raise ImportError("this module needs Starlette: pip install 'apikey_auth[starlette]'") from error
 
 from . import asgi
 from .authenticate import AsyncAuthenticator
+from .decisions import Identity
 from .management.handler import Dialect, mount_pattern
-from .policy import Options, check_required_scopes, require, visit_of
+from .policy import Visit, check_required_scopes, require
 
 __all__ = ["APIKeyMiddleware", "KeyManagement", "require_api_key"]
 
@@ -28,29 +29,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class APIKeyMiddleware:
+class APIKeyMiddleware(asgi.APIKeyMiddleware):
     """``asgi.APIKeyMiddleware`` with Starlette's types on the request, and its visitor where there is no key.
 
     See ``Options``. Raises ConfigurationError for an option or an authenticator that will not do.
     """
 
-    def __init__(self, app: ASGIApp, auth: AsyncAuthenticator[object], **options: Unpack[Options]) -> None:
-        self._app = app
-        self._middleware = asgi.APIKeyMiddleware(self._enter, auth, **options)
+    def _identify(self, scope: Scope, visit: Visit) -> None:
+        super()._identify(scope, visit)
+        if visit.identity is None:
+            scope.setdefault("auth", AuthCredentials())
+            scope.setdefault("user", UnauthenticatedUser())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._middleware(scope, receive, send)
-
-    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            visit = visit_of(scope)
-            if visit.identity is not None:
-                scope["auth"] = AuthCredentials()
-                scope["auth"].scopes = asgi.scopes_of(visit)
-            else:
-                scope.setdefault("auth", AuthCredentials())
-                scope.setdefault("user", UnauthenticatedUser())
-        await self._app(scope, receive, send)
+    def _permissions(self, identity: Identity[Any]) -> AuthCredentials:
+        credentials = AuthCredentials()
+        credentials.scopes = asgi.scopes_of(identity.key.scopes)  # type: ignore[assignment]  # it may be any container
+        return credentials
 
 
 class KeyManagement(BaseRoute):
