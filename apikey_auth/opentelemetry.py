@@ -1,6 +1,11 @@
 """Events as OpenTelemetry counters. Their attributes have few values, and never those of a key or an owner."""
 
-from opentelemetry.metrics import Meter, get_meter
+try:
+    from opentelemetry.metrics import Meter, get_meter
+except ImportError as error:  # pragma: no cover
+    raise ImportError(
+        "this module needs opentelemetry-api: pip install 'apikey_auth[opentelemetry]'"
+    ) from error
 
 from .events import Event, labels_of, revoked_by
 

@@ -1,6 +1,9 @@
 """Events as Prometheus counters. Their labels have few values, and never those of a key or an owner."""
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter
+except ImportError as error:  # pragma: no cover
+    raise ImportError("this module needs prometheus-client: pip install 'apikey_auth[prometheus]'") from error
 
 from .events import Event, labels_of, revoked_by
 
