@@ -6,8 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -113,10 +112,6 @@ class Desk:
     auth: Any
     store: Any
     arrived: int = 0  # requests with a key
-    troubles: dict[str, Callable[[], None]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.troubles = {"/hang": partial(self.store.hang, "get"), "/heal": self.store.heal}
 
     @property
     def state(self) -> dict[str, Any]:
@@ -127,8 +122,11 @@ class Desk:
             "waiting": self.store.waiting,
         }
 
-    def act(self, path: str) -> None:
-        self.troubles.get(path, bool)()
+    def trouble(self, path: str) -> None:
+        if path.startswith("/hang/"):
+            self.store.hang(path.removeprefix("/hang/"))
+        elif path == "/heal":
+            self.store.heal()
 
 
 def _is_for(worker: str) -> bool:
@@ -165,7 +163,7 @@ def wsgi() -> Any:
             return guarded(environ, named)
         if path.startswith("/revoke/"):
             auth.keys.revoke(path.removeprefix("/revoke/"))
-        desk.act(path)
+        desk.trouble(path)
         named("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(desk.state).encode()]
 
@@ -207,7 +205,7 @@ def asgi() -> Any:
         else:
             if path.startswith("/revoke/"):
                 await auth.keys.revoke(path.removeprefix("/revoke/"))
-            desk.act(path)
+            desk.trouble(path)
             await answer(named, 200, json.dumps(desk.state).encode())
 
     return application

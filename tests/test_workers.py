@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from time import monotonic
 
 import pytest
@@ -36,6 +35,7 @@ KINDS = {
     "gunicorn-gevent-preload": Kind(f"{GUNICORN} --worker-class gevent --preload", 2),
     "uvicorn": Kind("-m uvicorn --port PORT --lifespan off --workers NUMBER --factory crew:asgi", 2),
 }
+SIMULTANEOUS = [name for name in KINDS if name != "gunicorn-preload"]  # whose workers do many things at once
 
 
 @dataclass(frozen=True)
@@ -139,17 +139,37 @@ def use_at_once(crew: Crew, worker: int, text: str) -> Counter[str]:
         return Counter(each.code for each in threads.map(lambda _: crew.use(worker, text), range(AT_ONCE)))
 
 
-@only("gunicorn-gevent", "gunicorn-gevent-preload", "uvicorn")
+@only(*SIMULTANEOUS)
 def test_many_first_uses_at_once_cost_a_worker_one_read(site: Site) -> None:
     crew, text = site.crew, site.keys.issue("u1").text
     for worker in crew.workers:
-        crew.ask(worker, "/hang")
-        before = crew.state(worker)
-        expected = before["arrived"] + MANY
-        with ThreadPoolExecutor(MANY) as threads:
-            users = [threads.submit(crew.use, worker, text) for _ in range(MANY)]
-            until(partial(lambda worker, many: crew.state(worker)["arrived"] == many, worker, expected))
-            assert crew.state(worker)["waiting"] == 1
+        before = crew.state(worker)["calls"]["get"]
+        assert use_while_it_hangs(crew, worker, "get", text) == {"in": MANY}
+        assert crew.state(worker)["calls"]["get"] == before + 1
+
+
+@only(*SIMULTANEOUS)
+def test_while_a_worker_that_was_idle_asks_what_changed_nobody_enters(site: Site) -> None:
+    crew, issued, bound = site.crew, site.issue(), site.crew.bound
+    site.keys.revoke(issued.key.id)
+    revoked_at = monotonic()
+    until(lambda: monotonic() > revoked_at + bound)
+    for worker in crew.workers:
+        before = crew.state(worker)["calls"]["changes"]
+        assert use_while_it_hangs(crew, worker, "changes", issued.text) == {"revoked_key": MANY}
+        assert crew.state(worker)["calls"]["changes"] == before + 1
+
+
+def use_while_it_hangs(crew: Crew, worker: int, method: str, text: str) -> Counter[str]:
+    """Use a key many times at once while a method of a worker's store hangs, and let all go on together."""
+    crew.ask(worker, f"/hang/{method}")
+    expected = crew.state(worker)["arrived"] + MANY
+    with ThreadPoolExecutor(MANY) as threads:
+        users = [threads.submit(crew.use, worker, text) for _ in range(MANY)]
+        try:
+            until(lambda: crew.state(worker)["arrived"] == expected)
+            waiting = crew.state(worker)["waiting"]
+        finally:
             crew.ask(worker, "/heal")
-            assert Counter(user.result().code for user in users) == {"in": MANY}
-        assert crew.state(worker)["calls"]["get"] == before["calls"]["get"] + 1
+        assert waiting == 1
+        return Counter(user.result().code for user in users)
