@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from urllib.parse import unquote_to_bytes
 
 from apikey_auth.layout import checksum
@@ -18,6 +19,7 @@ def key_text(letter: str, prefix: str = "acme") -> str:
 
 
 KEYS = {owner: key_text(letter) for owner, letter in ((ADA, "a"), (BOB, "b"), (CHIEF, "c"))}
+LEGACY = ["abcdefgh." + "s" * 32, "0123456789abcdef" * 4, "1|" + "t" * 40]  # as other systems make them
 UNKNOWN, ELSEWHERE = key_text("u"), key_text("e", "acme_test")
 MARKS = {b"<ada>": KEYS[ADA], b"<bob>": KEYS[BOB], b"<chief>": KEYS[CHIEF], b"<unknown>": UNKNOWN}
 
@@ -37,8 +39,7 @@ class Input:
 
     @classmethod
     def of(cls, data: bytes) -> "Input":
-        for mark, text in MARKS.items():
-            data = data.replace(mark, text.encode("ascii"))
+        data = written_out(data)
         head, _, body = data[1:].partition(b"\n\n")
         first, *lines = head.split(b"\n")
         method, _, target = first.decode("latin-1").partition(" ")
@@ -54,6 +55,13 @@ class Input:
         """Join a header's lines with commas, as servers do."""
         values = [value for key, value in self.headers if key.lower() == name.lower()]
         return ",".join(values) if values else None
+
+
+def written_out(data: bytes) -> bytes:
+    """Put keys in the place of their marks."""
+    for mark, text in MARKS.items():
+        data = data.replace(mark, text.encode("ascii"))
+    return data
 
 
 def _is_header(name: str) -> bool:
@@ -78,23 +86,22 @@ def value_of(pair: str) -> str:
 
 
 TEXTS = [
-    *KEYS.values(),
-    UNKNOWN,
+    *(mark.decode("ascii") for mark in MARKS),
     ELSEWHERE,
+    *LEGACY,
+    *(f"{text}x" for text in LEGACY),
     KEYS[ADA][:-3],
-    KEYS[ADA] + "ab",
+    "<ada>ab",
+    "<ada>0",
     KEYS[ADA].replace("a_", "b_"),
-    f"Bearer {KEYS[ADA]}",
-    f'"{KEYS[ADA]}"',
+    "Bearer <ada>",
+    '"<ada>"',
     "acme_aaaaaaaaaaaa_…aaaa",
     "acme_***",
     "sha256$$" + "ab" * 32,
     "pbkdf2_sha256$1000$salt$",
     "acme%5F",
     "${KEY}",
-    "abcdefgh.0123456789abcdefghijklmnopqrstuv",
-    "1|0123456789abcdefghijklmnopqrstuvwxyzABCD",
-    "0123456789abcdef" * 4,
 ]
 QUERIES = [
     "apikey=<ada>",
@@ -104,17 +111,21 @@ QUERIES = [
     "apikey=+%20&apikey",
     "apikey=%00%ff",
     "$top=1&$skip=0&$inlinecount=allpages",
+    "$top=-1",
+    "$skip=x",
 ]
 HEADERS = [
+    "Sec-Fetch-Site: same-origin",
     "apikey:<ada>",
     "apikey: <bob>\napikey:<bob>",
+    "apikey: \x0b<ada>\xa0",
     "Authorization: Bearer <chief>",
     "Authorization: Basic x\nApiKey:\t<ada> ",
     "X-Forwarded-For: 203.0.113.7, 10.0.0.1",
     "Origin: https://keys.example.com\nHost: keys.example.com",
-    "Sec-Fetch-Site: same-origin",
-    "Content-Type: application/json",
-    "Content-Type: multipart/form-data; boundary=x",
+    "Origin: http://[",
+    "Sec-Fetch-Site: same-origin\nContent-Type: application/json",
+    "Sec-Fetch-Site: same-origin\nContent-Type: multipart/form-data; boundary=x",
     "Origin: a\nAccess-Control-Request-Method: GET",
 ]
 TARGETS = [
@@ -130,6 +141,8 @@ TARGETS = [
 BODIES = [
     "",
     '{"apiKey": "<ada>"}',
+    '{"apiKey": " aaaaaaaaaaaa"}',
+    '{"apiKey": "x", "APIKEY": NaN}',
     "models=[{'apiKey': '<bob>'}]",
     "apiKey=<chief>",
     'models=%5B%7B"apiKey":"aaaaaaaaaaaa"%7D%5D',
@@ -137,27 +150,27 @@ BODIES = [
     "null",
     "[{}]",
 ]
-FIRST = [f"GET {target}?{query}" for target in TARGETS for query in QUERIES[:2]]
-FIRST += [f"POST {target}" for target in TARGETS] + [f"OPTIONS /me?{query}" for query in QUERIES]
+_SIGNS = ["apikey", "ApiKey", "%61", "%", "+", "&", "=", ",", " ", "\t", "\n", "\n\n", "\0", "\xa0"]
 TOKENS = [
     token.encode()
-    for tokens in (TEXTS, QUERIES, HEADERS, TARGETS, BODIES, [mark.decode("ascii") for mark in MARKS])
+    for tokens in (TEXTS, QUERIES, HEADERS, TARGETS, BODIES, _SIGNS)
     for token in tokens
     if token
-] + [b"apikey", b"ApiKey", b"%61", b"%", b"+", b"&", b"=", b",", b" ", b"\t", b"\n", b"\n\n", b"\0", b"\xff"]
+]
 
 
 def seeds(target: str) -> list[bytes]:
     """List the inputs to start from: those written here, and those that were kept."""
     if target == "parse":
-        texts = [text.encode() for text in TEXTS] + [text.encode("utf-16-le") for text in TEXTS]
-        made = [bytes([choice]) + text for text in texts for choice in range(3)]
-    else:
-        heads = [f"{first}\n{headers}" for first in FIRST for headers in HEADERS]
-        made = [
-            bytes([number % 64]) + f"{head}\n\n{BODIES[number % len(BODIES)]}".encode()
-            for number, head in enumerate(heads)
-        ]
+        texts = [text.encode() for text in TEXTS]
+        return [bytes([choice]) + text for text in texts for choice in range(15)] + kept(target)
+    chance = Random(1)
+    made = []
+    for _ in range(400):
+        method = chance.choice(("GET", "POST", "POST", "OPTIONS"))
+        path, query, headers, body = map(chance.choice, (TARGETS, ["", *QUERIES], ["", *HEADERS], BODIES))
+        lines = f"{method} {path}?{query}\n{headers}\n\n{body}"
+        made.append(bytes([chance.randrange(64)]) + lines.encode())
     return made + kept(target)
 
 

@@ -39,7 +39,7 @@ from apikey_auth.management.bodies import fields_of
 from apikey_auth.management.rights import Caller
 from apikey_auth.policy import Policy
 
-from .inputs import ADA, BOB, CHIEF, KEYS, Input, parameters, value_of
+from .inputs import ADA, BOB, CHIEF, KEYS, LEGACY, Input, parameters, value_of, written_out
 
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 SCHEME = KeyScheme("acme")
@@ -102,8 +102,7 @@ SCHEMES = [
     KeyScheme("acme", formats=[DRFAPIKeys(), KnoxTokens(), SanctumTokens()]),
     KeyScheme("acme", [PEPPER], formats=[KnoxTokens(prefix="kn"), opaque_tokens(PEPPER)]),
 ]
-_LEGACY = ["abcdefgh." + "s" * 32, "0123456789abcdef" * 4, "1|" + "t" * 40]
-_SPELLED = [[*KEYS.values()], [*KEYS.values()], [], [*KEYS.values(), *_LEGACY], [*KEYS.values(), "abcd"]]
+_SPELLED = [[*KEYS.values()], [*KEYS.values()], [], [*KEYS.values(), *LEGACY], [*KEYS.values(), "abcd"]]
 ISSUED = [{text: each.parse(text) for text in texts} for each, texts in zip(SCHEMES, _SPELLED, strict=True)]
 _COUNT = re.compile(r"\d+")
 _DETAILS: set[str] = set()
@@ -113,7 +112,7 @@ _SENTENCES = 30  # more than there are; a sentence that repeated texts would soo
 def parse(data: bytes) -> None:
     """A text is refused without a word of it, or is a key; whoever has another text has another key."""
     choice = data[0] if data else 0
-    text = _decoded(data[1:], choice)
+    text = _decoded(written_out(data[1:]), choice)
     number = choice // 3 % len(SCHEMES)
     scheme = SCHEMES[number]
     try:
@@ -170,6 +169,7 @@ def sensenet(data: bytes) -> None:
     for key in RECORDS.values():
         store.add(key)
     path = unquote_to_bytes(given.target.partition("?")[0]).decode("utf-8", "replace")
+    path = path.removeprefix("/odata.svc")
     visit = POLICY.visit(given.method, path, given.header, given.query)
     request = management.Request(
         given.method, path, "/odata.svc", visit.query, given.header, given.body, caller, visit
