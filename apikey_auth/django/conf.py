@@ -2,37 +2,52 @@
 
     APIKEY_AUTH = {
         "STORE": "redis://127.0.0.1:6379/0",         # a URL, a store, or the dotted path of one or its factory
-        "PREFIX": "acme",                            # these three are KeyScheme's
+        "PREFIX": "acme",                            # these five are KeyScheme's
         "PEPPERS": [],
+        "SEAL_KEYS": [],
+        "REQUIRE_SEAL": False,
         "FORMATS": [],
+        "CACHE_SIZE": 10_000,                        # these the authenticators' (see Caching), in seconds
+        "MAX_STALENESS": 1.0,
+        "MAX_AGE": 300.0,
+        "STALE_IF_ERROR": 0.0,
+        "USER_MAX_AGE": 0.0,
         "REQUIRED": False,                           # and these the options of every APIKeyMiddleware
         "EXEMPT": [],
         "CARRIERS": [Header("apikey"), Query("apikey")],
         "ON_INVALID": "reject",
         "REALM": "api",
+        "RENDER": None,
         "TRUSTED_PROXIES": [],
     }
 
 All of it may be left out. Without STORE the keys are in the project's own database, in the one to which
 its routers send the models of ``apikey_auth``; ``manage.py migrate`` makes the tables. A blocking store
 serves async views from threads.
+
+With USER_MAX_AGE, a user who is saved or deleted is loaded anew in this process, others see it when that
+time is over. ``QuerySet.update()``, ``bulk_update()`` and SQL tell nobody: call ``forget_user(str(pk))``
+after them.
 """
 
 import inspect
-from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 try:
+    from asgiref.sync import sync_to_async
     from django.conf import settings
     from django.contrib.auth import get_user_model
     from django.core.exceptions import ObjectDoesNotExist, ValidationError
     from django.core.signals import setting_changed
+    from django.db import transaction
     from django.utils.module_loading import import_string
 except ImportError as error:  # pragma: no cover
     raise ImportError("this package needs Django: pip install 'apikey_auth[django]'") from error
 
-from ..authenticate import AsyncAuthenticator, Authenticator, share_cache
+from ..authenticate import AsyncAuthenticator, Authenticator, Caching, share_cache
 from ..errors import ConfigurationError
 from ..keys import KeyScheme
 from ..manage import AsyncKeyManager, KeyManager
@@ -43,15 +58,38 @@ from ..stores.protocol import READING, AsyncKeyReader, KeyReader, check_store
 if TYPE_CHECKING:  # a model, which cannot be imported while applications are loaded
     from django.contrib.auth.models import AbstractBaseUser
 
-_SCHEME = ("PREFIX", "PEPPERS", "FORMATS")
+_SCHEME = ("PREFIX", "PEPPERS", "SEAL_KEYS", "REQUIRE_SEAL", "FORMATS")
+_CACHING = tuple(name.upper() for name in Caching.__annotations__)
 _POLICY = tuple(name.upper() for name in Options.__annotations__)
-_NO_USER = (
-    ObjectDoesNotExist,
-    ValidationError,
-    ValueError,
-    TypeError,
-    OverflowError,
-)  # or an owner that is no pk
+
+# An owner need not be a primary key: each of these is how some field says that it cannot be one.
+_NO_USER = (ObjectDoesNotExist, ValidationError, ValueError, TypeError, OverflowError)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _is_list_or_set(value: object) -> bool:
+    return _is_list(value) or isinstance(value, AbstractSet)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TIMES = ("MAX_STALENESS", "MAX_AGE", "STALE_IF_ERROR", "USER_MAX_AGE")
+
+# What a type checker would say of arguments, and cannot say of settings.
+_KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    **dict.fromkeys(("PREFIX", "ON_INVALID", "REALM"), ("text", lambda value: isinstance(value, str))),
+    **dict.fromkeys(("PEPPERS", "SEAL_KEYS", "FORMATS", "CARRIERS"), ("a list", _is_list)),
+    **dict.fromkeys(("EXEMPT", "TRUSTED_PROXIES"), ("a list", _is_list_or_set)),
+    **dict.fromkeys(("REQUIRED", "REQUIRE_SEAL"), ("True or False", lambda value: isinstance(value, bool))),
+    **dict.fromkeys(_TIMES, ("a number of seconds", _is_number)),
+    "CACHE_SIZE": ("a whole number", lambda value: _is_number(value) and isinstance(value, int)),
+    "RENDER": ("a function or None", lambda value: value is None or callable(value)),
+}
 
 
 class Setup:
@@ -60,22 +98,25 @@ class Setup:
     def __init__(self, setting: object) -> None:
         if not isinstance(setting, Mapping):
             raise ConfigurationError("the setting APIKEY_AUTH must be a dict")
-        known = ("STORE", *_SCHEME, *_POLICY)
+        known = ("STORE", *_SCHEME, *_CACHING, *_POLICY)
         if unknown := [str(name) for name in setting if name not in known]:
             raise ConfigurationError(f"APIKEY_AUTH has no {', '.join(unknown)}; it has {', '.join(known)}")
+        _check_kinds(setting)
         self.policy = Policy(**_chosen(setting, _POLICY))
         self._scheme = KeyScheme(**_chosen(setting, _SCHEME))
+        self._caching: Caching = _chosen(setting, _CACHING)  # type: ignore[assignment]  # by its own names
         self._store, self._async_store = _stores(setting)
         self.is_async = self._store is None
+        _ = self.async_authenticator  # now, so that a check finds what is wrong with its options
 
     @cached_property
     def authenticator(self) -> "Authenticator[AbstractBaseUser]":
         store: Any = self._async_store if self._store is None else self._store  # it says if it is async
-        return Authenticator(store, self._scheme, load_user=load_user)
+        return Authenticator(store, self._scheme, load_user=load_user, **self._caching)
 
     @cached_property
     def async_authenticator(self) -> "AsyncAuthenticator[AbstractBaseUser]":
-        auth = AsyncAuthenticator(self._async_store, self._scheme, load_user=aload_user)
+        auth = AsyncAuthenticator(self._async_store, self._scheme, load_user=aload_user, **self._caching)
         if self._store is not None:
             share_cache(self.authenticator, auth)
         return auth
@@ -106,6 +147,14 @@ def database_of_keys() -> str | None:
     except ConfigurationError:  # the system check tells
         return None
     return store.alias if isinstance(store, DjangoKeyStore) else None
+
+
+def _check_kinds(setting: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a setting of the wrong kind; its value, which may be a secret, is not told."""
+    for name, value in setting.items():
+        wanted, is_right = _KINDS.get(name, ("", lambda _: True))
+        if not is_right(value):
+            raise ConfigurationError(f"APIKEY_AUTH[{name!r}] must be {wanted}, not {type(value).__name__}")
 
 
 def _chosen(setting: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -144,22 +193,37 @@ def _exactly(owner: str, user: "AbstractBaseUser") -> "AbstractBaseUser | None":
 
 
 def load_user(owner: str) -> "AbstractBaseUser | None":
+    """Find the user that an owner is; None for nobody."""
     try:
-        return _exactly(owner, get_user_model()._default_manager.get(pk=owner))
+        user = _exactly(owner, get_user_model()._default_manager.get(pk=owner))
     except _NO_USER:
         return None
+    if user is not None and transaction.get_connection(user._state.db).in_atomic_block:
+        forget_user(owner)  # while it is loaded, so that what may be rolled back is not remembered
+    return user
 
 
 async def aload_user(owner: str) -> "AbstractBaseUser | None":
-    try:
-        return _exactly(owner, await get_user_model()._default_manager.aget(pk=owner))
-    except _NO_USER:
-        return None
+    return await sync_to_async(load_user)(owner)  # all of it where the connection is
 
 
-def _forget(*, setting: str, **_: object) -> None:
+def forget_user(owner: str) -> None:
+    """Load an owner's user anew in this process, whatever USER_MAX_AGE says."""
+    if setup.cache_info().currsize:  # else there is nothing to forget, nor a reason to read the setting
+        setup().async_authenticator.forget_user(owner)
+
+
+def forget_changed_user(*, instance: "AbstractBaseUser", using: str, **_: object) -> None:
+    """Receive the signal that a user was saved or deleted: forget now, and what others load until the commit."""
+    forget = partial(forget_user, str(instance.pk))
+    forget()
+    if transaction.get_connection(using).in_atomic_block:
+        transaction.on_commit(forget, using=using)
+
+
+def _setting_changed(*, setting: str, **_: object) -> None:
     if setting == "APIKEY_AUTH":
         setup.cache_clear()
 
 
-setting_changed.connect(_forget, dispatch_uid="apikey_auth.setting")
+setting_changed.connect(_setting_changed, dispatch_uid="apikey_auth.setting")

@@ -54,6 +54,9 @@ _CHANGES = (
 _ID_TAKEN = re.compile(rf"({_KEYS}\.id|{_KEYS}_pkey\W?|\bPRIMARY')$")  # whatever language it is said in
 _NO_STATE = f"the table {_STATE} is empty; manage.py migrate fills it"
 
+# Any key may have changed; and of no epoch, so that the next answer says so too.
+_UNSETTLED = Changes(Revision("", 0), None)
+
 
 class _TooLate(Exception):
     """The record is no longer what it was when it was read; nothing of the transaction is kept."""
@@ -142,7 +145,13 @@ def _touch(connection: Connection, used: Mapping[str, datetime]) -> None:
 
 
 def _changes(connection: Connection, since: Revision | None) -> Changes:
-    """Read the revision and the ids in one statement, so that they belong together."""
+    """Read the revision and the ids in one statement, so that they belong together.
+
+    Within a transaction nothing is read: its revision may be one that is rolled back and then given to another
+    change, or an old snapshot's.
+    """
+    if _in_transaction(connection):
+        return _UNSETTLED
     highest = 2**63 - 1
     with connection.cursor() as cursor:
         cursor.execute(_CHANGES, [highest if since is None else min(since.number, highest)])
@@ -280,7 +289,8 @@ class DjangoKeyStore:
 
     Within ``transaction.atomic()`` a call takes part in the transaction: what it changes holds from the
     commit, and is gone with a rollback; what it reads may, under an isolation above READ COMMITTED, be of
-    before a revocation. Raises ConfigurationError for an alias that there is not.
+    before a revocation, and ``changes`` says that any key may have changed. Raises ConfigurationError for an
+    alias that there is not.
     """
 
     def __init__(self, using: str | None = None) -> None:
@@ -330,6 +340,10 @@ class DjangoKeyStore:
         """Call back when the host's transaction is committed, at once if there is none."""
         self._run(_on_commit, callback)
 
+    def in_transaction(self) -> bool:
+        """Say whether what is read now may be rolled back, or be of before the host's transaction began."""
+        return self._run(_in_transaction)
+
     def _run(
         self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -345,7 +359,8 @@ class AsyncDjangoKeyStore:
 
     Within ``transaction.atomic()`` a call takes part in the transaction: what it changes holds from the
     commit, and is gone with a rollback; what it reads may, under an isolation above READ COMMITTED, be of
-    before a revocation. Raises ConfigurationError for an alias that there is not.
+    before a revocation, and ``changes`` says that any key may have changed. Raises ConfigurationError for an
+    alias that there is not.
     """
 
     def __init__(self, using: str | None = None) -> None:
@@ -394,6 +409,10 @@ class AsyncDjangoKeyStore:
     async def on_commit(self, callback: Callable[[], object], /) -> None:
         """Call back when the host's transaction is committed, at once if there is none."""
         await self._run(_on_commit, callback)
+
+    async def in_transaction(self) -> bool:
+        """Say whether what is read now may be rolled back, or be of before the host's transaction began."""
+        return await self._run(_in_transaction)
 
     async def _run(
         self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
