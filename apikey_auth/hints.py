@@ -96,7 +96,7 @@ def _fault(text: str, scheme: Scheme) -> str | None:
         return _SCHEME
     if lead["quotes"] or lead["inner"]:
         return _QUOTED
-    if "*" in text or "..." in text or _BULLET.search(text):
+    if "**" in text or "..." in text or _BULLET.search(text):
         return _MASKED
     if _PLACEHOLDER.fullmatch(text):
         return _EMPTY
@@ -113,15 +113,16 @@ def _fault_of_letters(text: str, scheme: Scheme) -> str | None:
     """Describe a text of letters, digits and underscores alone."""
     head, _, tail = text.rpartition("_")
     prefix, _, key_id = head.rpartition("_")
+    own = text.startswith(f"{scheme.prefix}_")
     if len(key_id) == ID_LENGTH and len(tail) in (_TAIL, _TAIL + SEAL_LENGTH):
         check = text[-CHECK_LENGTH:]
         if checksum(text[:-CHECK_LENGTH]) == check:
             return None if prefix == scheme.prefix else f"{_ELSEWHERE} {scheme.prefix}_"
         if prefix == scheme.prefix:
             return _MISTYPED
-        if checksum(f"{scheme.prefix}_{key_id}_{tail[:-CHECK_LENGTH]}") == check:
+        if not own and checksum(f"{scheme.prefix}_{key_id}_{tail[:-CHECK_LENGTH]}") == check:
             return f"{_BEHEADED} {scheme.prefix}_"
-    if text.startswith(f"{scheme.prefix}_"):
+    if own:
         return _fault_of_length(text[len(scheme.prefix) + 1 :], bool(scheme.seal_keys))
     if scheme.formats:
         return None
