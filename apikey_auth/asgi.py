@@ -7,12 +7,12 @@ answered as one of the middleware's own.
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias, Unpack
 
 from .authenticate import AsyncAuthenticator, check_authenticator
 from .cache import Verdict
-from .credentials import HeaderReader
+from .credentials import HeaderReader, read
 from .decisions import Identity
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern
@@ -73,23 +73,21 @@ class APIKeyMiddleware:
         self._policy = policy = Policy(**options)
         self._header, self._lead = policy.header and policy.header.encode(), policy.lead.encode()
         self._parameter = policy.parameter and policy.parameter.encode()
-        self._private = _plain_guard(policy.vary, True, False)
+        self._plain = _plain_guard(policy.vary, True, False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "lifespan":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, _flushing(self._auth, send))
             return
-        if kind not in ("http", "websocket"):
-            raise ConfigurationError(f"no key can be looked for in a scope of the type {kind!r}")
-        if type(scope["headers"]) is not list:
-            scope["headers"] = list(scope["headers"])  # an iterable, by the specification, that is read twice
         visit: Visit
-        if (known := self._recognize(scope)) is not None:
-            visit, plain = known, self._private
-            if known.identity is None:
-                await self._auth.let_in(visit, known.verdict)
+        if (verdict := self._recognized(scope)) is not None:
+            scope[VISIT] = visit = _Recognition(self._policy, self._auth, verdict, dict(scope))
+            plain = self._plain
+            if verdict.identity is None:
+                await self._auth.let_in(visit, verdict)
         else:
+            if scope["type"] not in ("http", "websocket"):
+                raise ConfigurationError(f"no key can be looked for in a scope of the type {scope['type']!r}")
             visit = _receive(scope, self._policy)
             plain = _plain_guard(*visit.privacy)
             await self._auth.admit(visit)
@@ -98,34 +96,35 @@ class APIKeyMiddleware:
             return
         self._identify(scope, visit)
         try:
-            await self._app(scope, receive, _guarded(visit, plain, send))
+            await self._app(scope, receive, partial(_guarded, visit, plain, send))
         except Refusal as refusal:
             if visit.answered:
                 raise
             await _answer(visit.respond(refusal), scope, send, accepted=visit.accepted)
 
-    def _recognize(self, scope: Scope) -> "_Recognition | None":
+    def _recognized(self, scope: Scope) -> Verdict | None:
         """Recognize a key that stands where keys usually do; None for any request that needs a closer look."""
-        policy, value, query = self._policy, None, scope.get("query_string")
-        for name, text in scope["headers"]:
-            if name == self._header:
-                if value is not None:
+        wanted, found = self._header, None
+        headers = scope.get("headers", ())
+        if type(headers) is not list:  # an iterable, by the specification, that is read more than once
+            scope["headers"] = headers = list(headers)
+        for name, value in headers:
+            if name == wanted:
+                if found is not None:
                     return None
-                value = text
-        if (
-            not value
-            or not value.startswith(self._lead)
-            or (query and self._parameter and (b"%" in query or self._parameter in query.lower()))
-            or VISIT in scope
-            or scope.get("method") == "OPTIONS"
-            or (policy.has_exempt and policy.exempts(path_below_mount(scope)))
-        ):
+                found = value
+        if found is None or VISIT in scope or scope.get("method") == "OPTIONS":
             return None
-        value = value[len(self._lead) :]
-        if (verdict := self._auth.recognize(value)) is None:
+        if self._parameter and (query := scope.get("query_string")):  # noqa: SIM102
+            if b"%" in query or self._parameter in query.lower():
+                return None
+        if self._policy.has_exempt and self._policy.exempts(path_below_mount(scope)):
             return None
-        scope[VISIT] = visit = _Recognition(policy, self._auth, verdict, value, scope)
-        return visit
+        if self._lead:
+            if not found.startswith(self._lead):
+                return None
+            found = found[len(self._lead) :]
+        return self._auth.recognize(found)
 
     def _identify(self, scope: Scope, visit: Visit) -> None:
         """Put the identity, if there is one, where the application looks for it, in the place of another's."""
@@ -142,26 +141,16 @@ class APIKeyMiddleware:
         return _permissions(identity.key.scopes)
 
 
-class _Recognition(Recognition):
-    """What the scope says is kept as it was: the application may change it."""
-
-    def __init__(
-        self, policy: Policy, auth: AsyncAuthenticator[object], verdict: Verdict, value: bytes, scope: Scope
-    ) -> None:
-        self.policy = policy
-        self.authority = auth
-        self.verdict = verdict
-        self.identity = verdict.identity
-        self.value = value
-        self.method = scope.get("method", "GET")
-        self._said = scope["path"], scope.get("root_path"), scope.get("query_string"), scope.get("client")
-        self._headers = scope["headers"]
+class _Recognition(Recognition[Scope]):
+    """``seen`` is the scope as it was: the application may change it."""
 
     def find_out(self) -> None:
-        path, root, query, client = self._said
-        self.path = _below(path, root)
-        self.query = self.sent = (query or b"").decode("latin-1")
-        self.address = self.policy.address_of(_peer(client), _header_reader(self._headers))
+        header = _header_reader(self.seen["headers"])
+        self.method = self.seen.get("method", "GET")
+        self.path = path_below_mount(self.seen)
+        self.query = self.sent = self.seen.get("query_string", b"").decode("latin-1")
+        self.address = self.policy.address_of(_peer(self.seen.get("client")), header)
+        self.credential = read(self.policy.carriers, header, self.query)
 
 
 class KeyManagement:
@@ -235,36 +224,41 @@ async def _body(receive: Receive) -> bytes | None:
     return body[: MAX_BODY + 1]
 
 
-def _guarded(visit: Visit, plain: Sequence[tuple[bytes, bytes]], send: Send) -> Send:
-    """Wrap ``send`` so that the application's answer stays private; by ``plain`` where it says nothing itself."""
+def _guarded(
+    visit: Visit, plain: Sequence[tuple[bytes, bytes]], send: Send, message: Message
+) -> Awaitable[None]:
+    """Send the application's message, and see to it that its answer stays private.
 
-    def guarded(message: Message) -> Awaitable[None]:
-        kind = message["type"]
-        if kind in _STARTS:
-            visit.answered = True
-            message = {**message, "headers": _private(visit, plain, message.get("headers", ()))}
-        elif kind == "websocket.accept":
-            visit.accepted = True
-        elif kind == "websocket.close":
-            visit.answered = True
-        return send(message)
+    ``plain`` are the headers for that, where the application says nothing of its own.
+    """
+    kind = message["type"]
+    if kind in _STARTS:
+        visit.answered = True
+        headers = message.get("headers", ())
+        if type(headers) is not list:
+            headers = list(headers)
+        for name, _ in headers:
+            if len(name) in _LENGTHS and name.lower() in _GUARDED:
+                plain = _encoded(visit.guard(_said(headers)).items())
+                replaced = {name for name, _ in plain}
+                headers = [pair for pair in headers if pair[0].lower() not in replaced]
+                break
+        message = {**message, "headers": [*headers, *plain]}
+    elif kind == "websocket.accept":
+        visit.accepted = True
+    elif kind == "websocket.close":
+        visit.answered = True
+    return send(message)
 
-    return guarded
 
-
-def _private(
-    visit: Visit, plain: Sequence[tuple[bytes, bytes]], headers: Iterable[tuple[bytes, bytes]]
-) -> list[tuple[bytes, bytes]]:
-    present: dict[str, str] = {}
+def _said(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Read the headers out of ``GUARDED``, several of one name joined with commas."""
+    said: dict[str, str] = {}
     for name, value in headers:
-        if len(name) in _LENGTHS and (lowered := name.lower()) in _GUARDED:
-            key, text = lowered.decode("ascii"), value.decode("latin-1")
-            present[key] = f"{present[key]}, {text}" if key in present else text
-    if not present:
-        return [*headers, *plain]
-    changes = _encoded(visit.guard(present).items())
-    replaced = {name for name, _ in changes}
-    return [pair for pair in headers if pair[0].lower() not in replaced] + changes
+        if name.lower() in _GUARDED:
+            key, text = name.lower().decode("ascii"), value.decode("latin-1")
+            said[key] = f"{said[key]}, {text}" if key in said else text
+    return said
 
 
 @lru_cache
@@ -314,11 +308,8 @@ def _header_reader(pairs: Sequence[tuple[bytes, bytes]]) -> HeaderReader:
 
 def path_below_mount(scope: Scope) -> str:
     """Give the decoded path below the application's mount point."""
-    return _below(scope["path"], scope.get("root_path"))
-
-
-def _below(path: str, root: str | None) -> str:
-    root = (root or "").rstrip("/")
+    path: str = scope["path"]
+    root: str = (scope.get("root_path") or "").rstrip("/")
     return path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
 
 

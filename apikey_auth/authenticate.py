@@ -129,7 +129,7 @@ def share_cache(auth: "Authenticator[Any]", other: "AsyncAuthenticator[Any]") ->
 
     What is used is noted together too, and written by the one that blocks: it needs no event loop.
     """
-    other._cache, other._users, other._uses = auth._cache, auth._users, SharedUses(auth._uses)
+    other._cache, other._users, other._uses = auth._cache, auth._users, SharedUses(auth._uses)  # type: ignore[assignment]
     auth._cache.call_on_eviction(other._reads.detach)
 
 
@@ -421,7 +421,7 @@ class AsyncAuthenticator(Generic[U_co]):
         self._time = _timestamp(clock)
         self._shares = load_user is _as_async_owner
         self._cache, self._users = _caches(store, caching)
-        self._uses: AsyncUses | SharedUses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
+        self._uses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
         self._reads: AsyncFlights[Verdict] = AsyncFlights()
         self._polls: AsyncFlights[None] = AsyncFlights()
         self._cache.call_on_eviction(self._reads.detach)

@@ -70,7 +70,7 @@ class APIKeyAuth:
             raise ConfigurationError(f"{app!r} has APIKeyAuth already")
         app.extensions["apikey_auth"] = self
         self._apps.add(app)
-        app.wsgi_app = _Front(app.wsgi_app, self._policy)  # type: ignore[method-assign]
+        app.wsgi_app = _Front(app.wsgi_app, self._auth, self._policy)  # type: ignore[method-assign]
         app.before_request(self._admit)
         app.register_error_handler(Refusal, _refused)
 
@@ -97,7 +97,7 @@ class APIKeyAuth:
 
     def _admit(self) -> None:
         visit = visit_of(request.environ)
-        self._auth.admit(visit)
+        wsgi.admit(visit, self._auth)
         if refusal := visit.turned_away:
             raise refusal
         wsgi.identify(request.environ, visit)
@@ -146,12 +146,13 @@ def key_management(
 class _Front:
     """Reads the key before Flask sees the request, and guards the answer after it."""
 
-    def __init__(self, application: "WSGIApplication", policy: Policy) -> None:
+    def __init__(self, application: "WSGIApplication", auth: Authenticator[object], policy: Policy) -> None:
         self._application = application
+        self._auth = auth
         self._policy = policy
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        visit = wsgi.receive(environ, self._policy)
+        visit = wsgi.receive(environ, self._policy, self._auth)
         return self._application(environ, wsgi.guarded(visit, start_response))
 
 

@@ -8,7 +8,7 @@ or answers with the refusal. Views ask the visit for what they need.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
 from .cache import Verdict
 from .credentials import DEFAULT_CARRIERS, Bearer, Carrier, Credential, Header, HeaderReader, Query, read
@@ -28,6 +28,7 @@ UNIX = "unix"
 _REALM = re.compile(r"[ !#-\[\]-~]*")  # what a quoted-string holds unescaped, RFC 9110 section 5.6.4
 
 
+H = TypeVar("H")  # a WSGI environ or an ASGI scope
 Render: TypeAlias = Callable[[Refusal, str], "tuple[str, bytes] | None"]
 
 
@@ -71,6 +72,7 @@ class Policy:
         "render",
         "required",
         "unix",
+        "variable",
         "vary",
     )
 
@@ -94,6 +96,7 @@ class Policy:
             raise ConfigurationError(f"render is a function of a refusal and a path, not {self.render!r}")
         self.carriers = _checked_carriers(options.get("carriers", DEFAULT_CARRIERS))
         self.header, self.lead, self.parameter = _usual_places(self.carriers)
+        self.variable = self.header and f"HTTP_{self.header.upper().replace('-', '_')}"  # RFC 3875 4.1.18
         self.vary = vary_on(self.carriers)
         paths = _checked_paths(options.get("exempt", ()))
         self.exact = frozenset(path for path in paths if path == "/" or not path.endswith("/"))
@@ -245,25 +248,28 @@ class Visit:
         return guard(*self.privacy, present)
 
 
-class Recognition(Visit):
+class Recognition(Visit, Generic[H]):
     """The visit of a request whose key was recognized: it stood in a header, and nowhere else.
 
-    An adapter keeps what it takes to find the rest, which hardly anybody asks for, when it is asked.
+    What hardly anybody asks is found out when it is asked, from what was ``seen``: a copy of the WSGI environ
+    or the ASGI scope.
     """
 
-    verdict: Verdict
-    value: bytes
+    def __init__(self, policy: Policy, authority: object, verdict: Verdict, seen: H) -> None:
+        self.policy = policy
+        self.authority = authority
+        self.verdict = verdict
+        self.identity = verdict.identity
+        self.seen = seen
 
     def find_out(self) -> None:
-        """Set ``path``, ``query``, ``sent`` and ``address``."""
+        """Set what the visit has beside."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
-        """Find out what is not there yet."""
-        if name not in ("path", "query", "sent", "address", "credential"):
+        if name not in ("method", "path", "query", "sent", "address", "credential"):
             raise AttributeError(name)
         self.find_out()
-        self.credential = Credential(self.value.decode("ascii"), False, False, self.query)
         return getattr(self, name)
 
     @property

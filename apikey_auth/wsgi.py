@@ -6,15 +6,17 @@ application raises before it returns is answered as one of the middleware's own.
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Unpack
 
-from .authenticate import Authenticator, check_authenticator
-from .credentials import HeaderReader
+from .authenticate import AsyncAuthenticator, Authenticator, check_authenticator
+from .cache import Verdict
+from .credentials import HeaderReader, read
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, caller_of, mount_pattern, play
-from .policy import IDENTITY, VISIT, Options, Policy, Visit, outer_visit, require, visit_of
-from .responses import GUARDED, Response
+from .policy import IDENTITY, VISIT, Options, Policy, Recognition, Visit, outer_visit, require, visit_of
+from .responses import GUARDED, Response, guard
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["APIKeyMiddleware", "KeyManagement", "mount", "require"]
 
 Headers: TypeAlias = "list[tuple[str, str]]"
+
+_LENGTHS = {len(name) for name in GUARDED}
 
 # Where servers keep the target of the request besides QUERY_STRING.
 _TARGETS = ("REQUEST_URI", "RAW_URI")
@@ -50,9 +54,9 @@ class APIKeyMiddleware:
         self._policy = Policy(**options)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        visit = receive(environ, self._policy)
-        self._auth.admit(visit)
-        if refusal := visit.turned_away:
+        visit = receive(environ, self._policy, self._auth)
+        admit(visit, self._auth)
+        if visit.refusal is not None and (refusal := visit.turned_away):
             return answer(visit.respond(refusal), start_response)
         identify(environ, visit)
         try:
@@ -135,9 +139,18 @@ def read_body(environ: "WSGIEnvironment", stream: Readable) -> bytes:
     return body if len(body) >= wanted else bytes(MAX_BODY + 1)
 
 
-def receive(environ: "WSGIEnvironment", policy: Policy, path: str | None = None) -> Visit:
-    """Read a request, and cut the key out of its URL."""
-
+def receive(
+    environ: "WSGIEnvironment",
+    policy: Policy,
+    auth: Authenticator[Any] | AsyncAuthenticator[Any],
+    path: str | None = None,
+) -> Visit:
+    """Recognize a request's key, or else read the request and cut the key out of its URL."""
+    if (verdict := _recognized(environ, policy, auth, path)) is not None:
+        recognition = environ[VISIT] = _Recognition(policy, auth, verdict, dict(environ))
+        if path is not None:
+            recognition.path = path
+        return recognition
     query = environ.get("QUERY_STRING", "")
     visit = policy.visit(
         environ["REQUEST_METHOD"],
@@ -154,6 +167,49 @@ def receive(environ: "WSGIEnvironment", policy: Policy, path: str | None = None)
             if target in environ:
                 environ[target] = policy.without_keys(environ[target])
     return visit
+
+
+def admit(visit: Visit, auth: Authenticator[Any]) -> None:
+    """Have a visit that was received admitted, if that takes anything more."""
+    if not isinstance(visit, _Recognition):
+        auth.admit(visit)
+    elif visit.identity is None:
+        auth.let_in(visit, visit.verdict)
+
+
+class _Recognition(Recognition["WSGIEnvironment"]):
+    """``seen`` is the environ as it was: the application may change it."""
+
+    def find_out(self) -> None:
+        header = header_reader(self.seen)
+        self.method = self.seen["REQUEST_METHOD"]
+        if "path" not in self.__dict__:
+            self.path = path_of(self.seen)
+        self.query = self.sent = self.seen.get("QUERY_STRING", "")
+        self.address = self.policy.address_of(self.seen.get("REMOTE_ADDR"), header)
+        self.credential = read(self.policy.carriers, header, self.query)
+
+
+def _recognized(
+    environ: "WSGIEnvironment",
+    policy: Policy,
+    auth: Authenticator[Any] | AsyncAuthenticator[Any],
+    path: str | None,
+) -> Verdict | None:
+    """Recognize a key that stands where keys usually do; None for any request that needs a closer look."""
+    found: str | None = environ.get(policy.variable) if policy.variable else None
+    if found is None or VISIT in environ or environ["REQUEST_METHOD"] == "OPTIONS":
+        return None
+    if policy.parameter and (query := environ.get("QUERY_STRING")):  # noqa: SIM102
+        if "%" in query or policy.parameter in query.lower():
+            return None
+    if policy.has_exempt and policy.exempts(path_of(environ) if path is None else path):
+        return None
+    if policy.lead:
+        if not found.startswith(policy.lead):
+            return None
+        found = found[len(policy.lead) :]
+    return auth.recognize(found.encode("utf-8", "replace"))
 
 
 def header_reader(environ: "WSGIEnvironment") -> HeaderReader:
@@ -183,7 +239,7 @@ def _decoded(path: str) -> str:
 
 def identify(environ: "WSGIEnvironment", visit: Visit) -> None:
     """Put the identity, if there is one, where the application looks for it, in the place of another's."""
-    if visit.replaced is not None:
+    if visit.outer is not None and visit.replaced is not None:
         del environ[IDENTITY], environ["REMOTE_USER"]
     if visit.identity is not None:
         environ[IDENTITY] = visit.identity
@@ -192,19 +248,29 @@ def identify(environ: "WSGIEnvironment", visit: Visit) -> None:
 
 def guarded(visit: Visit, start_response: "StartResponse") -> "StartResponse":
     """Wrap ``start_response`` so that the application's answer stays private."""
+    return partial(_start, visit, start_response)
 
-    def start(status: str, headers: Headers, exc_info: Any = None, /) -> Callable[[bytes], object]:
-        visit.answered = True
-        present: dict[str, str] = {}
-        for name, value in headers:
-            if (lowered := name.lower()) in GUARDED:
-                present[lowered] = f"{present[lowered]}, {value}" if lowered in present else value
+
+def _start(
+    visit: Visit, start_response: "StartResponse", status: str, headers: Headers, exc_info: Any = None, /
+) -> Callable[[bytes], object]:
+    visit.answered = True
+    present: dict[str, str] = {}
+    for name, value in headers:
+        if len(name) in _LENGTHS and (lowered := name.lower()) in GUARDED:
+            present[lowered] = f"{present[lowered]}, {value}" if lowered in present else value
+    if not present:
+        headers = [*headers, *_plain_guard(*visit.privacy)]
+    else:
         changes = visit.guard(present)
         replaced = {name.lower() for name in changes}
-        private = [pair for pair in headers if pair[0].lower() not in replaced] + list(changes.items())
-        return start_response(status, private, *((exc_info,) if exc_info else ()))
+        headers = [pair for pair in headers if pair[0].lower() not in replaced] + list(changes.items())
+    return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
-    return start
+
+@lru_cache
+def _plain_guard(vary: str, carried: bool, in_url: bool) -> Headers:
+    return list(guard(vary, carried, in_url, {}).items())
 
 
 def answer(response: Response, start_response: "StartResponse", exc_info: Any = None) -> Iterable[bytes]:

@@ -21,18 +21,22 @@ CORE = {
     "forking": set(),
     "hashing": {"errors"},
     "formats": {"errors", "hashing"},
-    "keys": {"errors", "hashing", "formats"},
+    "layout": set(),
+    "hints": {"errors", "layout"},
+    "keys": {"errors", "hashing", "formats", "hints", "layout"},
     "decisions": {"errors", "hashing", "keys"},
     "credentials": {"errors"},
     "responses": {"errors", "credentials"},
-    "policy": {"errors", "keys", "decisions", "credentials", "responses"},
     "stores": set(),
     "stores.protocol": {"errors", "keys"},
-    "imports": {"errors", "formats", "keys", "stores.protocol"},
-    "manage": {"errors", "formats", "keys", "decisions", "imports", "stores.protocol"},
     "cache": {"errors", "forking", "keys", "stores.protocol"},
+    "policy": {"cache", "errors", "keys", "decisions", "credentials", "responses"},
+    "imports": {"errors", "formats", "keys", "stores.protocol"},
+    "events": {"errors", "forking", "keys", "stores.protocol"},
+    "manage": {"errors", "events", "formats", "keys", "decisions", "imports", "stores.protocol"},
     "eviction": {"cache", "keys", "stores.protocol"},
     "flights": {"forking"},
+    "usage": {"errors", "forking", "keys", "stores.protocol"},
     "authenticate": {
         *(
             "cache",
@@ -44,6 +48,8 @@ CORE = {
             "policy",
             "manage",
             "stores.protocol",
+            "events",
+            "usage",
         ),
     },
     "management.rights": {"keys"},
@@ -66,6 +72,7 @@ CORE = {
     "management": {
         *("management.handler", "management.rest", "management.rights", "management.sensenet"),
     },
+    "logs": {"errors", "credentials", "keys", "layout"},
 }
 STORES = {"errors", "forking", "keys", "hashing", "decisions", "stores.protocol", "stores.bridges"}
 ADAPTERS = {
@@ -100,6 +107,11 @@ DRIVERS = {
     "stores.sql.database": {"sqlalchemy"},
     "stores.sql.store": {"sqlalchemy"},
     "stores.redis": {"redis"},
+}
+EXPORTERS = {
+    # module: the library that it counts with
+    "prometheus": {"prometheus_client"},
+    "opentelemetry": {"opentelemetry"},
 }
 DEPENDENCIES = {"itsdangerous"}
 KIT = {"pytest", "hypothesis"}  # what the kit for tests may import, beside the core and the reference store
@@ -148,7 +160,7 @@ def foreign(module):
 
 
 def test_every_module_has_its_place_in_the_tree():
-    placed = {*CORE, *DRIVERS, "__init__"}
+    placed = {*CORE, *DRIVERS, *EXPORTERS, "__init__"}
     assert {
         module for module in MODULES if module not in placed and not adapter_of(module) and not in_kit(module)
     } == set()
@@ -176,6 +188,12 @@ def test_a_store_knows_records_and_errors_and_its_own_driver_and_nothing_of_http
     beside = {each for each in own(module) if each.startswith("stores.sql.")}
     assert own(module) - (beside if module.startswith("stores.sql") else set()) <= STORES
     assert foreign(module) <= DRIVERS[module]
+
+
+@pytest.mark.parametrize("module", [each for each in EXPORTERS if each in MODULES])
+def test_an_exporter_knows_events_and_its_own_library(module):
+    assert own(module) <= {"events"}
+    assert foreign(module) <= EXPORTERS[module]
 
 
 @pytest.mark.parametrize("module", sorted(filter(in_kit, MODULES)))
@@ -227,6 +245,7 @@ def test_importing_the_package_loads_no_framework_and_no_driver_and_does_nothing
     assert "apikey_auth" in loaded
     unwanted = {"starlette", "fastapi", "django", "flask", "werkzeug", "asgiref", "anyio"}
     unwanted |= {"sqlalchemy", "aiosqlite", "sqlite3", "redis", "pytest", "hypothesis"}
+    unwanted |= {"prometheus_client", "opentelemetry"}
     assert loaded & unwanted == set()
     assert run.stderr == ""
     assert list(tmp_path.iterdir()) == []
@@ -404,7 +423,8 @@ def test_every_class_with_two_colours_is_compared():
         for name in classes(module)
         if name.startswith("Async") and name.removeprefix("Async") in classes(module)
     }
-    differ = {("stores.protocol", "KeyReader"), ("stores.protocol", "KeyStore"), ("flights", "Flights")}
+    differ = {("stores.protocol", "KeyReader"), ("stores.protocol", "KeyStore")}
+    differ |= {("flights", "Flights"), ("usage", "Uses")}
     assert pairs - differ <= set(TWINS)
 
 

@@ -10,10 +10,11 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
+from ..authenticate import AsyncAuthenticator, Authenticator
 from ..errors import ConfigurationError, Refusal
-from ..policy import VISIT, Visit
+from ..policy import VISIT, Recognition, Visit
 from ..responses import GUARDED, Response
-from ..wsgi import receive
+from ..wsgi import admit, receive
 from .conf import setup
 
 
@@ -61,8 +62,9 @@ class APIKeyMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
             return self.__acall__(request)
-        visit = _receive(request)
-        setup().authenticator.admit(visit)
+        auth = setup().authenticator
+        visit = _receive(request, auth)
+        admit(visit, auth)
         response = _refused(visit, visit.turned_away)
         if response is None:
             _identify(request, visit)
@@ -70,8 +72,12 @@ class APIKeyMiddleware:
         return _guard(response, visit)
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
-        visit = _receive(request)
-        await setup().async_authenticator.admit(visit)
+        auth = setup().async_authenticator
+        visit = _receive(request, auth)
+        if not isinstance(visit, Recognition):
+            await auth.admit(visit)
+        elif visit.identity is None:
+            await auth.let_in(visit, visit.verdict)
         response = _refused(visit, visit.turned_away)
         if response is None:
             _identify(request, visit)
@@ -83,11 +89,11 @@ class APIKeyMiddleware:
         return _refused(request.META[VISIT], exception if isinstance(exception, Refusal) else None)
 
 
-def _receive(request: HttpRequest) -> Visit:
+def _receive(request: HttpRequest, auth: Authenticator[Any] | AsyncAuthenticator[Any]) -> Visit:
     """Read a request, and cut the key out of every place where Django and the server keep the URL."""
     query = request.META.get("QUERY_STRING", "")
-    visit = receive(request.META, setup().policy, request.path_info)
-    if visit.query != query:
+    visit = receive(request.META, setup().policy, auth, request.path_info)
+    if not isinstance(visit, Recognition) and visit.query != query:
         request.__dict__.pop("GET", None)  # an earlier middleware may have parsed the query string
         if (scope := getattr(request, "scope", None)) is not None:
             scope["query_string"] = visit.query.encode()
@@ -105,7 +111,7 @@ def _identify(request: HttpRequest, visit: Visit) -> None:
     request.user = identity.user
     request.auser = auser
     request.api_key = identity.key  # type: ignore[attr-defined]
-    if not visit.credential.in_url:
+    if isinstance(visit, Recognition) or not visit.credential.in_url:
         request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
 
 

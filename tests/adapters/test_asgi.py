@@ -50,14 +50,20 @@ def with_key(world: World, target: str = "/", **fields: Any) -> Request:
 
 
 async def test_lifespan_passes(world: World) -> None:
+    messages = [{"type": f"lifespan.{step}"} for step in ("startup.complete", "shutdown.complete")]
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append((scope, receive, send))
+        seen.append((scope, receive))
+        for message in messages:
+            await send(message)
 
-    call: Any = ({"type": "lifespan"}, object(), object())
-    await APIKeyMiddleware(app, world.async_authenticator(), required=True)(*call)
-    assert seen == [call]
+    async def send(message: Any) -> None:
+        seen.append(message)
+
+    call: Any = ({"type": "lifespan"}, object())
+    await APIKeyMiddleware(app, world.async_authenticator(), required=True)(*call, send)
+    assert seen == [call, *messages]
 
 
 async def test_a_websocket_with_a_key_in_the_url_is_let_through(world: World) -> None:
