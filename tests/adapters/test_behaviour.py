@@ -29,8 +29,15 @@ DETAILS = {
 }
 
 
-def problem(code: str) -> bytes:
+BLANK = "it has white space in it or around it"
+STRANGE = "it has characters in it that no key has"
+MISTYPED = "it was mistyped or altered, as its last characters do not fit the others"
+ELSEWHERE = "it is a key of another product or environment; keys here begin with acme_"
+
+
+def problem(code: str, hint: str = "") -> bytes:
     status, detail = DETAILS[code]
+    detail = f"{detail[:-1]}: {hint}." if hint else detail
     title = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}[status]
     return json.dumps(
         {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
@@ -46,6 +53,7 @@ class Case:
     user: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     carried: bool = True  # whether the request carried a key
+    hint: str = ""  # what the answer says of the text
 
 
 def issued(world: World, **fields: Any) -> IssuedKey:
@@ -202,16 +210,20 @@ TABLE: dict[str, Case] = {
     "a parameter without a value": Case("missing_key", target("/me?apikey"), carried=False),
     "10 kB": Case("invalid_key", sending("x" * 10_000)),
     "10 kB that begin as a key": Case("invalid_key", lambda w: header(issued(w).text + "x" * 10_000)),
-    "bytes 0x80 to 0xFF": Case("invalid_key", sending(bytes(range(0x80, 0x100)).decode("latin-1"))),
-    "a key and a byte beyond ASCII": Case("invalid_key", lambda w: header(issued(w).text + "\xff")),
+    "bytes 0x80 to 0xFF": Case(
+        "invalid_key", sending(bytes(range(0x80, 0x100)).decode("latin-1")), hint=BLANK
+    ),
+    "a key and a byte beyond ASCII": Case(
+        "invalid_key", lambda w: header(issued(w).text + "\xff"), hint=STRANGE
+    ),
     "bytes beyond ASCII in the URL": Case("invalid_key", target("/me?apikey=%80%FF%C3%A9")),
-    "NUL": Case("invalid_key", lambda w: header(issued(w).text + "\0")),
-    "NUL in the URL": Case("invalid_key", target("/me?apikey=<key>%00")),
+    "NUL": Case("invalid_key", lambda w: header(issued(w).text + "\0"), hint=STRANGE),
+    "NUL in the URL": Case("invalid_key", target("/me?apikey=<key>%00"), hint=STRANGE),
     "control characters": Case("invalid_key", sending("\x01\x02\x1f\x7f")),
-    "control characters in the URL": Case("invalid_key", target("/me?apikey=%01%0D%0A%7F")),
-    "a blank in the URL, behind the key": Case("invalid_key", target("/me?apikey=<key>%20")),
-    "the wrong prefix": Case("invalid_key", another_scheme),
-    "a bad check": Case("invalid_key", bad_check),
+    "control characters in the URL": Case("invalid_key", target("/me?apikey=%01%0D%0A%7F"), hint=BLANK),
+    "a blank in the URL, behind the key": Case("invalid_key", target("/me?apikey=<key>%20"), hint=BLANK),
+    "the wrong prefix": Case("invalid_key", another_scheme, hint=ELSEWHERE),
+    "a bad check": Case("invalid_key", bad_check, hint=MISTYPED),
     "a key in another case": Case("invalid_key", lambda w: header(issued(w).text.swapcase())),
     "an unknown id": Case("invalid_key", lambda w: header(w.scheme.mint().text)),
     "the right id with a wrong secret": Case("invalid_key", wrong_secret),
@@ -284,7 +296,7 @@ def test_every_adapter_answers_alike(name: str, build: Callable[..., Send], worl
         assert answer.status == 200
         assert json.loads(answer.body)["user"] == case.user
     else:
-        assert_refused(answer, case.code, bearer="carriers" in case.options)
+        assert_refused(answer, case.code, bearer="carriers" in case.options, hint=case.hint)
     if "preflight" in name and "no preflight" not in name:
         assert answer.header("vary") is None
     else:
@@ -297,9 +309,9 @@ def test_every_adapter_answers_alike(name: str, build: Callable[..., Send], worl
     assert answer.header("referrer-policy") == ("no-referrer" if in_url else None)
 
 
-def assert_refused(answer: Answer, code: str, *, bearer: bool = False) -> None:
+def assert_refused(answer: Answer, code: str, *, bearer: bool = False, hint: str = "") -> None:
     status = DETAILS[code][0]
-    assert (answer.status, answer.body) == (status, problem(code))
+    assert (answer.status, answer.body) == (status, problem(code, hint))
     assert answer.header("content-type") == "application/problem+json"
     assert answer.header("content-length") == str(len(answer.body))
     assert answer.header("cache-control") == "no-store"
