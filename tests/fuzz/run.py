@@ -5,13 +5,15 @@ import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from types import FrameType
+from typing import Any
 
 from .inputs import TOKENS, keep, seeds
 
@@ -99,9 +101,8 @@ def guided(target: str, runs: int, seed: int, *, keeps: bool) -> Outcome:
     """Run a target under atheris, in a process of its own."""
     with TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
-        corpus, merged = folder / "corpus", folder / "merged"
-        for each in (corpus, merged):
-            each.mkdir()
+        corpus = folder / "corpus"
+        corpus.mkdir()
         for number, data in enumerate(seeds(target)):
             (corpus / f"{number:05}").write_bytes(data)
         tokens = folder / "tokens"
@@ -117,9 +118,40 @@ def guided(target: str, runs: int, seed: int, *, keeps: bool) -> Outcome:
             found = [path.read_bytes() for path in folder.glob("fault-*")]
             fault = f"{report[-4000:]}{found!r}"
         elif keeps:
-            _atheris(target, "-merge=1", f"-max_len={MOST}", str(merged), str(corpus))
-            keep(target, [path.read_bytes() for path in merged.iterdir()])
+            keep(target, reaching(target, [path.read_bytes() for path in corpus.iterdir()]))
         return Outcome(target, "atheris", int(count[1]) if count else 0, seconds, fault)
+
+
+def reaching(target: str, inputs: Sequence[bytes]) -> list[bytes]:
+    """Choose, shortest first, the inputs that take a step in the library that none before them took."""
+    from .targets import TARGETS
+
+    steps: set[tuple[str, int, int]] = set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if not frame.f_globals.get("__name__", "").startswith("apikey_auth"):
+            return None
+        name, last = frame.f_code.co_qualname, 0
+
+        def step(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+            nonlocal last
+            steps.add((name, last, frame.f_lineno))
+            last = frame.f_lineno
+            return step
+
+        return step
+
+    chosen = []
+    for data in sorted(inputs, key=lambda each: (len(each), each)):
+        known = len(steps)
+        sys.settrace(trace)
+        try:
+            TARGETS[target](data)
+        finally:
+            sys.settrace(None)
+        if len(steps) > known:
+            chosen.append(data)
+    return chosen
 
 
 def _atheris(target: str, *flags: str) -> tuple[int, str]:
