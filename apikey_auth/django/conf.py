@@ -12,6 +12,7 @@
         "MAX_AGE": 300.0,
         "STALE_IF_ERROR": 0.0,
         "USER_MAX_AGE": 0.0,
+        "TOUCH_INTERVAL": 60.0,
         "REQUIRED": False,                           # and these the options of every APIKeyMiddleware
         "EXEMPT": [],
         "CARRIERS": [Header("apikey"), Query("apikey")],
@@ -78,7 +79,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_TIMES = ("MAX_STALENESS", "MAX_AGE", "STALE_IF_ERROR", "USER_MAX_AGE")
+_TIMES = ("MAX_STALENESS", "MAX_AGE", "STALE_IF_ERROR", "USER_MAX_AGE", "TOUCH_INTERVAL")
 
 # What a type checker would say of arguments, and cannot say of settings.
 _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {

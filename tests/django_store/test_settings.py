@@ -147,6 +147,7 @@ class TestKinds:
             ("MAX_AGE", "5 minutes"),
             ("STALE_IF_ERROR", True),
             ("USER_MAX_AGE", [60]),
+            ("TOUCH_INTERVAL", "60"),
             ("REQUIRED", "yes"),
             ("EXEMPT", "/health"),
             ("CARRIERS", None),
