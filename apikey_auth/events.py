@@ -319,9 +319,8 @@ class _Receiver:
         kind = (id(hook), type(error))
         if kind not in self._logged:
             self._logged.add(kind)
-            name = getattr(
-                hook, "__qualname__", type(hook).__qualname__
-            )  # a repr may show what it was made with
+            # Its name, as a repr may show what it was made with.
+            name = getattr(hook, "__qualname__", type(hook).__qualname__)
             logger.error("the hook %s failed; this error is not logged again", name, exc_info=error)
 
 

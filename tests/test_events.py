@@ -205,6 +205,14 @@ async def test_a_revocation_is_told_once_with_its_reason(keys: Changing) -> None
     assert await keys.told() == [Revoked(at=NOW, key_id=key.id, owner="u1", reason="leaked")]
 
 
+async def test_a_revoked_key_that_is_edited_is_not_revoked_again(keys: Changing) -> None:
+    key = (await keys("issue", "u1")).key
+    await keys("revoke", key.id)
+    await keys.told()
+    await keys("edit", key.id, name="the one that leaked")
+    assert await keys.told() == [Edited(at=NOW, key_id=key.id, owner="u1", fields=("name",))]
+
+
 async def test_every_descendant_that_is_revoked_is_told(keys: Changing) -> None:
     key = (await keys("issue", "u1")).key
     child = (await keys("issue", "u2", created_by=key.id)).key
@@ -783,6 +791,17 @@ async def test_hooks_of_both_kinds_get_every_event_where_there_is_an_event_loop(
     assert await manager.events.aflush(PATIENCE)
     assert plain == coroutine.got
     assert len(plain) == 1
+
+
+async def test_waiting_for_delivery_waits_for_hooks_of_both_kinds(gated: Gated) -> None:
+    coroutine = AsyncGated()
+    coroutine.gate.set()
+    emitter = Events(gated, coroutine)
+    emitter.emit(issued())
+    assert await emitter.aflush(0.01) is False
+    gated.gate.set()
+    assert await emitter.aflush(PATIENCE) is True
+    assert gated.got == coroutine.got == [issued()]
 
 
 FACTORIES: list[Any] = [None, lambda loop, coroutine: asyncio.Task(coroutine, loop=loop)]
