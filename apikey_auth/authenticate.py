@@ -339,7 +339,7 @@ class Authenticator(Generic[U_co]):
             raise
         except Exception as error:
             _give_up("the key store", error)
-        matches = is_of(presented, key, self.scheme)
+        matches = is_of(presented, self._uses.renewed(key), self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
         ends, identity = NEVER, None
         if key is not None and good:
@@ -571,7 +571,7 @@ class AsyncAuthenticator(Generic[U_co]):
             raise
         except Exception as error:
             _give_up("the key store", error)
-        matches = is_of(presented, key, self.scheme)
+        matches = is_of(presented, self._uses.renewed(key), self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
         ends, identity = NEVER, None
         if key is not None and good:

@@ -84,6 +84,11 @@ class Notes:
             self._renewals[old.id] = old, new
             self._arrange(NEVER)
 
+    def renewed(self, key: APIKey | None) -> APIKey | None:
+        """Give a record with the digest that it is about to have: an old one may take long to compute."""
+        renewal = self._renewals.get(key.id) if key else None
+        return renewal[1] if renewal and key and renewal[0].digest == key.digest else key
+
     def __len__(self) -> int:
         return len(self._used) + len(self._renewals)
 
@@ -214,7 +219,8 @@ class SharedUses:
 
     def __init__(self, uses: Uses) -> None:
         self._uses = uses
-        self.note, self.renew, self.is_on = uses.note, uses.renew, uses.is_on
+        self.note, self.renew, self.renewed = uses.note, uses.renew, uses.renewed
+        self.is_on = uses.is_on
 
     @property
     def lost(self) -> int:
