@@ -1,9 +1,9 @@
 """What the use of keys leaves to be written down: when each was used last, and digests to be renewed.
 
 It is noted in memory, which costs a request next to nothing, and written in bulk, never on the way to a
-response: once per ``interval`` at most while keys are used, and when the process ends. Blocking code is served by
-a thread that wakes up for each write; asyncio by a timer of the loop on which keys are used. What finds no
-room, or could not be written at the end, is counted as lost.
+response: once per ``interval`` at most while keys are used, and when the process ends. Blocking code is
+served by a thread that wakes up for each write; asyncio by a timer of the loop on which keys are used, and at
+the end by the application's lifespan. What finds no room is counted as lost.
 """
 
 import asyncio
@@ -121,15 +121,11 @@ class Notes:
             if key_id not in self._used:
                 self.note(key_id, at.timestamp())
 
-    def _lose(self) -> None:
-        if lost := len(self._used):
-            self.lost += lost
-            self._used.clear()
-            logger.warning("the last use of %d keys was not written", lost)
-
     def at_exit(self) -> None:
-        """Write what can be written when the process ends, and count the rest."""
-        self._lose()
+        """Write what is noted when the process ends, or tell of it."""
+        if self._used:
+            hint = "run the application with its lifespan, or await auth.flush()"
+            logger.info("the last use of %d keys was not written: %s", len(self._used), hint)
 
 
 class Uses(Notes):
@@ -165,7 +161,6 @@ class Uses(Notes):
         if self._writing.acquire(timeout=PATIENCE):
             self._writing.release()
             self.write()
-        self._lose()
 
     def _call_later(self) -> None:
         _waker.wake(self, monotonic() + self._interval)
