@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from .errors import ConfigurationError
+from .errors import AmbiguousKey, ConfigurationError
 
 HeaderReader: TypeAlias = Callable[[str], "str | None"]
 
@@ -153,13 +153,15 @@ def read(carriers: Sequence[Carrier], header: HeaderReader, query: str) -> Crede
 
 
 def _clash(twice: Carrier | None, in_header: bool, in_url: bool) -> str:
-    """Say which keys contradict each other; the names are those of the configuration, never of the request."""
+    """Say which keys are too many; the names are those of the configuration, never of the request."""
     if isinstance(twice, Query):
-        return f"The URL has the parameter {twice.name} more than once."
-    if twice is not None:
-        return f"The header {twice.name} was sent more than once, or holds a comma."
-    places = "a header and the URL" if in_header and in_url else "the URL" if in_url else "two headers"
-    return f"The request carries different API keys in {places}."
+        which = f"the parameter {twice.name} is in the URL more than once"
+    elif twice is not None:
+        which = f"the header {twice.name} was sent more than once, or holds a comma"
+    else:
+        places = "a header and the URL" if in_header and in_url else "the URL" if in_url else "two headers"
+        which = f"those in {places} differ"
+    return f"{AmbiguousKey.detail.rstrip('.')}: {which}."
 
 
 def _listed(value: str) -> list[str]:
