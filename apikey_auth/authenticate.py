@@ -27,6 +27,7 @@ from .decisions import (
     state,
 )
 from .errors import AuthenticationError, ConfigurationError, MissingKey, Refusal, StoreUnavailable
+from .events import Authenticated, OnEvent, events_of, refused, unavailable
 from .eviction import AsyncEvictingStore, EvictingStore
 from .flights import AsyncFlights, Flights
 from .keys import MAX_TEXT, APIKey, KeyScheme, KeyText
@@ -55,14 +56,16 @@ async def _as_async_owner(owner: str) -> Owner:
     return Owner(owner)
 
 
-def _give_up(what: str, error: Exception) -> NoReturn:
+def _unavailable(what: str, error: Exception) -> StoreUnavailable:
     """Take a failure for what it says about the key, which is nothing."""
     trace = error.__traceback__
     error = error.with_traceback(trace and trace.tb_next)  # the first frame is ours, and holds the key
     logger.error("%s failed; the request is answered with 503", what, exc_info=error)
     if isinstance(error, StoreUnavailable):
-        raise error
-    raise StoreUnavailable(f"{what} failed: {type(error).__name__}") from error
+        return error
+    unavailable = StoreUnavailable(f"{what} failed: {type(error).__name__}")
+    unavailable.__cause__ = error
+    return unavailable
 
 
 class Caching(TypedDict, total=False):
@@ -144,7 +147,7 @@ class Authenticator(Generic[U_co]):
 
     ``load_user`` turns an owner into the application's user; None, or a user whose ``is_active`` is false,
     ends the key. It is called for every request. Without it the user is an ``Owner``. ``clock`` tells the
-    time, aware. See ``Caching`` for the other options.
+    time, aware. ``on_event`` is told what happens, see ``events``. See ``Caching`` for the other options.
 
     Raises ConfigurationError for a store or a loader that is async or lacks a method, and for an option that
     will not do.
@@ -157,6 +160,7 @@ class Authenticator(Generic[U_co]):
         scheme: KeyScheme = ...,
         *,
         clock: Callable[[], datetime] = ...,
+        on_event: OnEvent | None = ...,
         **caching: Unpack[Caching],
     ) -> None: ...
 
@@ -168,6 +172,7 @@ class Authenticator(Generic[U_co]):
         *,
         load_user: Callable[[str], U_co | None],
         clock: Callable[[], datetime] = ...,
+        on_event: OnEvent | None = ...,
         **caching: Unpack[Caching],
     ) -> None: ...
 
@@ -178,6 +183,7 @@ class Authenticator(Generic[U_co]):
         *,
         load_user: Callable[[str], object] = _as_owner,
         clock: Callable[[], datetime] = utc_now,
+        on_event: OnEvent | None = None,
         **caching: Unpack[Caching],
     ) -> None:
         check_store(store, READING, asynchronous=False)
@@ -188,6 +194,7 @@ class Authenticator(Generic[U_co]):
         self._clock = clock
         self._time = _timestamp(clock)
         self._shares = load_user is _as_owner
+        self.events = events_of(on_event, asynchronous=False)
         self._cache, self._users = _caches(store, caching)
         self._uses = Uses(store, **_noting(store, caching, asynchronous=False))
         self._reads: Flights[Verdict] = Flights()
@@ -201,7 +208,7 @@ class Authenticator(Generic[U_co]):
         Raises ConfigurationError if the store only reads.
         """
         store = EvictingStore(self.store, self._cache)
-        return KeyManager(store, self.scheme, clock=self._clock)
+        return KeyManager(store, self.scheme, clock=self._clock, on_event=self.events)
 
     @property
     def revocation_bound(self) -> float:
@@ -223,10 +230,19 @@ class Authenticator(Generic[U_co]):
         """
         if not text:
             raise MissingKey
-        key, stale = self._verify(text)
-        identity = identify(key, self._user(key.owner), stale)
-        check_request(key, address, scopes)
-        self._note(key)
+        held = None
+        try:
+            verdict, stale = self._find(text)
+            held = verdict.key if verdict.matches else None
+            key = judge(verdict.key, verdict.matches, self._clock())
+            if key.metadata:
+                key = replace(key)  # what a request changes, no other shall see
+            identity = identify(key, self._user(key.owner), stale)
+            check_request(key, address, scopes)
+        except Refusal as refusal:
+            self._turned_away(refusal, held)
+            raise
+        self._let_in(identity)
         return identity
 
     def flush(self) -> None:
@@ -253,8 +269,11 @@ class Authenticator(Generic[U_co]):
         verdict = self._cache.fresh(sha256(value).digest())
         if verdict is None or (now := self._time()) >= verdict.ends:
             return None
-        if verdict.identity is not None and self._uses.is_on:
-            self._uses.note(verdict.key_id, now)
+        if verdict.identity is not None:
+            if self._uses.is_on:
+                self._uses.note(verdict.key_id, now)
+            if self.events is not None:
+                self._tell(verdict.identity)
         return verdict
 
     def let_in(self, visit: Visit, verdict: Verdict) -> None:
@@ -262,9 +281,9 @@ class Authenticator(Generic[U_co]):
         key = cast("APIKey", verdict.key)
         try:
             visit.identity = identify(key, self._user(key.owner))
-            visit.authority = self
-            self._note(key)
+            self._let_in(visit.identity)
         except Refusal as refusal:
+            self._turned_away(refusal, key)
             visit.refuse(refusal)
 
     def admit(self, visit: Visit) -> None:
@@ -277,14 +296,11 @@ class Authenticator(Generic[U_co]):
         except Refusal as refusal:
             visit.refuse(refusal)
 
-    def _verify(self, text: str) -> tuple[APIKey, bool]:
-        """Answer what holds for the key whatever the request, and whether it is stale."""
+    def _find(self, text: str) -> tuple[Verdict, bool]:
+        """Find what holds for the key whatever the request, and whether it is stale."""
         mark = mark_of(text)
-        verdict, stale = self._cache.fresh(mark), False
-        if verdict is None:
-            verdict, stale = self._resolve(mark, text)
-        key = judge(verdict.key, verdict.matches, self._clock())
-        return replace(key) if key.metadata else key, stale  # what a request changes, no other shall see
+        verdict = self._cache.fresh(mark)
+        return (verdict, False) if verdict is not None else self._resolve(mark, text)
 
     def _resolve(self, mark: Mark, text: str) -> tuple[Verdict, bool]:
         """Find a verdict that may be used, after a poll where one is due, or read anew."""
@@ -317,7 +333,7 @@ class Authenticator(Generic[U_co]):
         except BaseException as error:
             cache.poll_failed()
             if isinstance(error, Exception):
-                _give_up("the key store", error)
+                self._give_up("the key store", error)
             raise
         cache.polled(changes, started)
 
@@ -338,7 +354,7 @@ class Authenticator(Generic[U_co]):
         except AuthenticationError:
             raise
         except Exception as error:
-            _give_up("the key store", error)
+            self._give_up("the key store", error)
         matches = is_of(presented, self._uses.renewed(key), self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
         ends, identity = NEVER, None
@@ -352,9 +368,26 @@ class Authenticator(Generic[U_co]):
         cache.keep(mark, verdict, fence, good=good)
         return verdict
 
-    def _note(self, key: APIKey) -> None:
+    def _let_in(self, identity: Identity[object]) -> None:
         if self._uses.is_on:
-            self._uses.note(key.id, self._time())
+            self._uses.note(identity.key.id, self._time())
+        self._tell(identity)
+
+    def _tell(self, identity: Identity[object]) -> None:
+        if self.events is not None:
+            key = identity.key
+            event = Authenticated(at=self._clock(), key_id=key.id, owner=key.owner, stale=identity.stale)
+            self.events.emit(event)
+
+    def _turned_away(self, refusal: Refusal, held: APIKey | None) -> None:
+        """Tell of a refusal; ``held`` is the key if whoever came holds all of it."""
+        if self.events is not None:
+            self.events.emit(refused(refusal, held, self._clock()))
+
+    def _give_up(self, what: str, error: Exception) -> NoReturn:
+        if self.events is not None:
+            self.events.emit(unavailable(what, error, self._clock()))
+        raise _unavailable(what, error)
 
     def _user(self, owner: str) -> U_co | None:
         found = self._users.find(owner)
@@ -366,7 +399,7 @@ class Authenticator(Generic[U_co]):
         except AuthenticationError:
             raise
         except Exception as error:
-            _give_up("the user loader", error)
+            self._give_up("the user loader", error)
         self._users.keep(owner, user, fence)
         return user
 
@@ -376,7 +409,7 @@ class AsyncAuthenticator(Generic[U_co]):
 
     ``load_user`` turns an owner into the application's user; None, or a user whose ``is_active`` is false,
     ends the key. It is called for every request. Without it the user is an ``Owner``. ``clock`` tells the
-    time, aware. See ``Caching`` for the other options.
+    time, aware. ``on_event`` is told what happens, see ``events``. See ``Caching`` for the other options.
 
     Raises ConfigurationError for a store or a loader that is not async or lacks a method, and for an option that
     will not do.
@@ -389,6 +422,7 @@ class AsyncAuthenticator(Generic[U_co]):
         scheme: KeyScheme = ...,
         *,
         clock: Callable[[], datetime] = ...,
+        on_event: OnEvent | None = ...,
         **caching: Unpack[Caching],
     ) -> None: ...
 
@@ -400,6 +434,7 @@ class AsyncAuthenticator(Generic[U_co]):
         *,
         load_user: Callable[[str], Awaitable[U_co | None]],
         clock: Callable[[], datetime] = ...,
+        on_event: OnEvent | None = ...,
         **caching: Unpack[Caching],
     ) -> None: ...
 
@@ -410,6 +445,7 @@ class AsyncAuthenticator(Generic[U_co]):
         *,
         load_user: Callable[[str], Awaitable[object]] = _as_async_owner,
         clock: Callable[[], datetime] = utc_now,
+        on_event: OnEvent | None = None,
         **caching: Unpack[Caching],
     ) -> None:
         check_store(store, READING, asynchronous=True)
@@ -420,6 +456,7 @@ class AsyncAuthenticator(Generic[U_co]):
         self._clock = clock
         self._time = _timestamp(clock)
         self._shares = load_user is _as_async_owner
+        self.events = events_of(on_event, asynchronous=True)
         self._cache, self._users = _caches(store, caching)
         self._uses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
         self._reads: AsyncFlights[Verdict] = AsyncFlights()
@@ -433,7 +470,7 @@ class AsyncAuthenticator(Generic[U_co]):
         Raises ConfigurationError if the store only reads.
         """
         store = AsyncEvictingStore(self.store, self._cache)
-        return AsyncKeyManager(store, self.scheme, clock=self._clock)
+        return AsyncKeyManager(store, self.scheme, clock=self._clock, on_event=self.events)
 
     @property
     def revocation_bound(self) -> float:
@@ -455,10 +492,19 @@ class AsyncAuthenticator(Generic[U_co]):
         """
         if not text:
             raise MissingKey
-        key, stale = await self._verify(text)
-        identity = identify(key, await self._user(key.owner), stale)
-        check_request(key, address, scopes)
-        self._note(key)
+        held = None
+        try:
+            verdict, stale = await self._find(text)
+            held = verdict.key if verdict.matches else None
+            key = judge(verdict.key, verdict.matches, self._clock())
+            if key.metadata:
+                key = replace(key)  # what a request changes, no other shall see
+            identity = identify(key, await self._user(key.owner), stale)
+            check_request(key, address, scopes)
+        except Refusal as refusal:
+            self._turned_away(refusal, held)
+            raise
+        self._let_in(identity)
         return identity
 
     async def flush(self) -> None:
@@ -485,8 +531,11 @@ class AsyncAuthenticator(Generic[U_co]):
         verdict = self._cache.fresh(sha256(value).digest())
         if verdict is None or (now := self._time()) >= verdict.ends:
             return None
-        if verdict.identity is not None and self._uses.is_on:
-            self._uses.note(verdict.key_id, now)
+        if verdict.identity is not None:
+            if self._uses.is_on:
+                self._uses.note(verdict.key_id, now)
+            if self.events is not None:
+                self._tell(verdict.identity)
         return verdict
 
     async def let_in(self, visit: Visit, verdict: Verdict) -> None:
@@ -494,9 +543,9 @@ class AsyncAuthenticator(Generic[U_co]):
         key = cast("APIKey", verdict.key)
         try:
             visit.identity = identify(key, await self._user(key.owner))
-            visit.authority = self
-            self._note(key)
+            self._let_in(visit.identity)
         except Refusal as refusal:
+            self._turned_away(refusal, key)
             visit.refuse(refusal)
 
     async def admit(self, visit: Visit) -> None:
@@ -509,14 +558,11 @@ class AsyncAuthenticator(Generic[U_co]):
         except Refusal as refusal:
             visit.refuse(refusal)
 
-    async def _verify(self, text: str) -> tuple[APIKey, bool]:
-        """Answer what holds for the key whatever the request, and whether it is stale."""
+    async def _find(self, text: str) -> tuple[Verdict, bool]:
+        """Find what holds for the key whatever the request, and whether it is stale."""
         mark = mark_of(text)
-        verdict, stale = self._cache.fresh(mark), False
-        if verdict is None:
-            verdict, stale = await self._resolve(mark, text)
-        key = judge(verdict.key, verdict.matches, self._clock())
-        return replace(key) if key.metadata else key, stale  # what a request changes, no other shall see
+        verdict = self._cache.fresh(mark)
+        return (verdict, False) if verdict is not None else await self._resolve(mark, text)
 
     async def _resolve(self, mark: Mark, text: str) -> tuple[Verdict, bool]:
         """Find a verdict that may be used, after a poll where one is due, or read anew."""
@@ -549,7 +595,7 @@ class AsyncAuthenticator(Generic[U_co]):
         except BaseException as error:
             cache.poll_failed()
             if isinstance(error, Exception):
-                _give_up("the key store", error)
+                self._give_up("the key store", error)
             raise
         cache.polled(changes, started)
 
@@ -570,7 +616,7 @@ class AsyncAuthenticator(Generic[U_co]):
         except AuthenticationError:
             raise
         except Exception as error:
-            _give_up("the key store", error)
+            self._give_up("the key store", error)
         matches = is_of(presented, self._uses.renewed(key), self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
         ends, identity = NEVER, None
@@ -584,9 +630,26 @@ class AsyncAuthenticator(Generic[U_co]):
         cache.keep(mark, verdict, fence, good=good)
         return verdict
 
-    def _note(self, key: APIKey) -> None:
+    def _let_in(self, identity: Identity[object]) -> None:
         if self._uses.is_on:
-            self._uses.note(key.id, self._time())
+            self._uses.note(identity.key.id, self._time())
+        self._tell(identity)
+
+    def _tell(self, identity: Identity[object]) -> None:
+        if self.events is not None:
+            key = identity.key
+            event = Authenticated(at=self._clock(), key_id=key.id, owner=key.owner, stale=identity.stale)
+            self.events.emit(event)
+
+    def _turned_away(self, refusal: Refusal, held: APIKey | None) -> None:
+        """Tell of a refusal; ``held`` is the key if whoever came holds all of it."""
+        if self.events is not None:
+            self.events.emit(refused(refusal, held, self._clock()))
+
+    def _give_up(self, what: str, error: Exception) -> NoReturn:
+        if self.events is not None:
+            self.events.emit(unavailable(what, error, self._clock()))
+        raise _unavailable(what, error)
 
     async def _user(self, owner: str) -> U_co | None:
         found = self._users.find(owner)
@@ -598,6 +661,6 @@ class AsyncAuthenticator(Generic[U_co]):
         except AuthenticationError:
             raise
         except Exception as error:
-            _give_up("the user loader", error)
+            self._give_up("the user loader", error)
         self._users.keep(owner, user, fence)
         return user
