@@ -217,8 +217,7 @@ def install(
         _mask_every_record(mask)
     for place in places or _handlers():
         for each in (place, *getattr(place, "handlers", ())):
-            if mask not in each.filters:
-                each.addFilter(mask)
+            each.addFilter(mask)  # unless it is there
     return mask
 
 
@@ -245,10 +244,8 @@ def _mask_every_record(mask: KeyFilter) -> None:
 
 
 def _handlers() -> Iterable[logging.Handler]:
-    """List the handlers of all loggers, and the one that stands in where there is none."""
     loggers = [logging.root, *list(logging.root.manager.loggerDict.values())]
-    found = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
-    return found | {logging.lastResort} if logging.lastResort else found
+    return {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
 
 
 def _decoded(text: str) -> str:

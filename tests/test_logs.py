@@ -359,6 +359,14 @@ def test_the_records_of_access_logs_keep_their_shape(msg: str, args: Any, shown:
     assert len(record.args) == len(args)
 
 
+def test_headers_as_a_server_passes_them_on_are_masked_by_name() -> None:
+    pairs = [(b"host", b"h"), (b"APIKey", b"abcd"), ["apikey", "abcd"], ("apikey", ""), ("apikey", 5)]
+    record = filtered("seen", extra={"headers": pairs})
+    masked = [(b"host", b"h"), (b"APIKey", b"***"), ["apikey", "***"], ("apikey", ""), ("apikey", 5)]
+    assert record.headers == masked  # type: ignore[attr-defined]
+    assert filtered("seen", extra={"apikey": "abcd"}).apikey == "***"  # type: ignore[attr-defined]
+
+
 def test_a_servers_own_kind_of_dictionary_stays_one() -> None:
     record = filtered("%(R)s %(Q)s %(other)s", Atoms(f"GET /?apikey={KEY}", "page=2"))
     assert record.getMessage() == f"GET /?apikey={MASKED} page=2 -"

@@ -22,13 +22,13 @@ from applications import APPLICATIONS, World
 from calling import Request
 from databases import missing
 from serving import PATIENCE, Answer, Server, _stop, _wait_until_it_answers, environment, free_port
-from trail.sites import PEPPER, SCHEME
+from trail.sites import PEPPER, SCHEME, SEAL_KEY
 
 import apikey_auth
 from apikey_auth import KeyManager
 from apikey_auth.stores.sql import SQLKeyStore
 
-REQUESTS = int(os.environ.get("APIKEY_AUTH_TRAIL_REQUESTS", "120"))  # to each server
+REQUESTS = int(os.environ.get("APIKEY_AUTH_TRAIL_REQUESTS", "100"))  # to each server
 PACKAGE = Path(apikey_auth.__file__).parent
 SLOW = 4  # a debug page of Django's is as much work as so many answers of others
 TOKEN = "an-opaque-token-of-an-older-system"
@@ -93,7 +93,7 @@ class Site:
     runs: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        secrets = [key.rpartition("_")[2] for key in self.keys] + [TOKEN, PEPPER]
+        secrets = [key.rpartition("_")[2] for key in self.keys] + [TOKEN, PEPPER, SEAL_KEY]
         self.runs = {secret[at : at + 8] for secret in secrets for at in range(len(secret) - 7)}
 
     def leaks(self, text: str) -> list[str]:
@@ -243,7 +243,7 @@ http {
             proxy_pass http://127.0.0.1:BACKEND;
             proxy_cache answers;
             proxy_cache_key $uri;
-            proxy_cache_valid 10m;
+            proxy_cache_valid any 10m;
             add_header X-Cache $upstream_cache_status always;
         }
     }

@@ -16,7 +16,8 @@ from apikey_auth.logs import KeyFilter, install
 from apikey_auth.stores.sql import AsyncSQLKeyStore, SQLKeyStore
 
 PEPPER = "a pepper that no page shows"
-SCHEME = KeyScheme(prefix="acme", peppers=[PEPPER])
+SEAL_KEY = "nobody sees this seal key"
+SCHEME = KeyScheme(prefix="acme", peppers=[PEPPER], seal_keys=[SEAL_KEY])
 TOLD_BY_THE_CLIENT = {"HTTP_APIKEY", "HTTP_REFERER"}  # which an application that shows them gives away itself
 
 if os.environ.get("MASK_LOGS"):
@@ -152,7 +153,12 @@ def _django(application: str) -> Any:
         ROOT_URLCONF="trail.pages",
         SECRET_KEY="told to nobody",
         ALLOWED_HOSTS=["127.0.0.1"],
-        APIKEY_AUTH={"PREFIX": "acme", "STORE": os.environ["DATABASE"], "PEPPERS": [PEPPER]},
+        APIKEY_AUTH={
+            "PREFIX": "acme",
+            "STORE": os.environ["DATABASE"],
+            "PEPPERS": [PEPPER],
+            "SEAL_KEYS": [SEAL_KEY],
+        },
         WSGI_APPLICATION=None,
     )
     made = import_string(application)()
