@@ -82,6 +82,9 @@ class Authenticated(Event):
 class Refused(Event):
     """A key was not let in, or could not be checked.
 
+    A request that brings no key, or keys that contradict each other, is none of these: nothing was checked.
+    Nor is a view that asks for more scopes than a key has that was let in.
+
     ``code``: why, as in the answer to the client, such as ``revoked_key``; ``store_unavailable`` where it
     could not be checked. ``key_id``, ``prefix``: of the key, if whoever sent it holds the whole key; None
     for any other text.
@@ -369,6 +372,8 @@ class _Thread(_Receiver):
                 )
                 thread.start()
                 self._thread = thread
+                atexit.unregister(_at_exit)  # once is enough, but each process has to: multiprocessing
+                atexit.register(_at_exit)  # clears what a child inherits
 
     def _deliver(self, waiting: "queue.SimpleQueue[Event | threading.Event | None]") -> None:
         while (item := waiting.get()) is not None:
@@ -520,4 +525,3 @@ def _at_exit() -> None:
 
 
 _threads: weakref.WeakSet[_Thread] = weakref.WeakSet()
-atexit.register(_at_exit)

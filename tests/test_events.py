@@ -603,6 +603,16 @@ def test_what_waits_when_a_process_ends_is_delivered_first() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "u0\nu1\nu2\n", "")
 
 
+def test_it_is_delivered_too_where_multiprocessing_has_cleared_what_a_child_inherits() -> None:
+    ended = run("""
+        import atexit
+        atexit._clear()
+        manager = KeyManager(MemoryKeyStore(), on_event=lambda event: (time.sleep(0.1), print(event.owner, flush=True)))
+        manager.issue("u1")
+    """)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "u1\n", "")
+
+
 def test_a_hook_that_hangs_does_not_keep_a_process_from_ending() -> None:
     ended = run("""
         managers = [KeyManager(MemoryKeyStore(), on_event=lambda event: threading.Event().wait()) for _ in range(20)]
