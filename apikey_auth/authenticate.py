@@ -13,6 +13,7 @@ from hashlib import sha256
 from time import time
 from typing import Any, Generic, NoReturn, TypedDict, Unpack, cast, overload
 
+from .breaker import Breaker, NotAsked
 from .cache import NEVER, Mark, UserCache, Verdict, VerdictCache, mark_of
 from .decisions import (
     Identity,
@@ -189,6 +190,7 @@ class Authenticator(Generic[U_co]):
         check_store(store, READING, asynchronous=False)
         check_function("load_user", load_user, asynchronous=False)
         self.store = store
+        self._can_join = callable(getattr(store, "in_transaction", None))
         self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], U_co | None]", load_user)
         self._clock = clock
@@ -197,6 +199,7 @@ class Authenticator(Generic[U_co]):
         self.events = events_of(on_event, asynchronous=False)
         self._cache, self._users = _caches(store, caching)
         self._uses = Uses(store, **_noting(store, caching, asynchronous=False))
+        self._breaker = Breaker()
         self._reads: Flights[Verdict] = Flights()
         self._polls: Flights[None] = Flights()
         self._cache.call_on_eviction(self._reads.detach)
@@ -329,7 +332,8 @@ class Authenticator(Generic[U_co]):
         cache = self._cache
         started = cache.now()
         try:
-            changes = cast("KeyStore", self.store).changes(cache.revision)
+            with self._breaker:
+                changes = cast("KeyStore", self.store).changes(cache.revision)
         except BaseException as error:
             cache.poll_failed()
             if isinstance(error, Exception):
@@ -340,7 +344,25 @@ class Authenticator(Generic[U_co]):
     def _read(self, mark: Mark, text: str) -> Verdict:
         """Read a key from the store, once however many ask for it at once."""
         presented = self.scheme.parse(text)
+        if self._can_join and cast("Any", self.store).in_transaction():
+            return self._read_apart(presented)
         return self._reads.run(mark, partial(self._read_alone, mark, presented))
+
+    def _read_apart(self, presented: KeyText) -> Verdict:
+        """Read a key within a transaction of the application's: nobody else goes by what may be rolled back."""
+        fence = self._cache.fence()
+        key = self._get(presented.id)
+        matches = is_of(presented, key, self.scheme)
+        return self._cache.verdict(presented.id, key, matches, fence)
+
+    def _get(self, key_id: str) -> APIKey | None:
+        try:
+            with self._breaker:
+                return self.store.get(key_id)
+        except AuthenticationError:
+            raise
+        except Exception as error:
+            self._give_up("the key store", error)
 
     def _read_alone(self, mark: Mark, presented: KeyText) -> Verdict:
         cache = self._cache
@@ -349,12 +371,7 @@ class Authenticator(Generic[U_co]):
         if cache.needs_poll():
             self._polls.run(_POLL, self._poll)
         fence = cache.fence()
-        try:
-            key = self.store.get(presented.id)
-        except AuthenticationError:
-            raise
-        except Exception as error:
-            self._give_up("the key store", error)
+        key = self._get(presented.id)
         matches = is_of(presented, self._uses.renewed(key), self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
         ends, identity = NEVER, None
@@ -385,6 +402,8 @@ class Authenticator(Generic[U_co]):
             self.events.emit(refused(refusal, held, self._clock()))
 
     def _give_up(self, what: str, error: Exception) -> NoReturn:
+        if isinstance(error, NotAsked):
+            raise error
         if self.events is not None:
             self.events.emit(unavailable(what, error, self._clock()))
         raise _unavailable(what, error)
@@ -451,6 +470,7 @@ class AsyncAuthenticator(Generic[U_co]):
         check_store(store, READING, asynchronous=True)
         check_function("load_user", load_user, asynchronous=True)
         self.store = store
+        self._can_join = callable(getattr(store, "in_transaction", None))
         self.scheme = checked_scheme(scheme)
         self._load_user = cast("Callable[[str], Awaitable[U_co | None]]", load_user)
         self._clock = clock
@@ -459,6 +479,7 @@ class AsyncAuthenticator(Generic[U_co]):
         self.events = events_of(on_event, asynchronous=True)
         self._cache, self._users = _caches(store, caching)
         self._uses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
+        self._breaker = Breaker()
         self._reads: AsyncFlights[Verdict] = AsyncFlights()
         self._polls: AsyncFlights[None] = AsyncFlights()
         self._cache.call_on_eviction(self._reads.detach)
@@ -591,7 +612,8 @@ class AsyncAuthenticator(Generic[U_co]):
         cache = self._cache
         started = cache.now()
         try:
-            changes = await cast("AsyncKeyStore", self.store).changes(cache.revision)
+            with self._breaker:
+                changes = await cast("AsyncKeyStore", self.store).changes(cache.revision)
         except BaseException as error:
             cache.poll_failed()
             if isinstance(error, Exception):
@@ -602,7 +624,25 @@ class AsyncAuthenticator(Generic[U_co]):
     async def _read(self, mark: Mark, text: str) -> Verdict:
         """Read a key from the store, once however many ask for it at once."""
         presented = self.scheme.parse(text)
+        if self._can_join and await cast("Any", self.store).in_transaction():
+            return await self._read_apart(presented)
         return await self._reads.run(mark, partial(self._read_alone, mark, presented))
+
+    async def _read_apart(self, presented: KeyText) -> Verdict:
+        """Read a key within a transaction of the application's: nobody else goes by what may be rolled back."""
+        fence = self._cache.fence()
+        key = await self._get(presented.id)
+        matches = is_of(presented, key, self.scheme)
+        return self._cache.verdict(presented.id, key, matches, fence)
+
+    async def _get(self, key_id: str) -> APIKey | None:
+        try:
+            with self._breaker:
+                return await self.store.get(key_id)
+        except AuthenticationError:
+            raise
+        except Exception as error:
+            self._give_up("the key store", error)
 
     async def _read_alone(self, mark: Mark, presented: KeyText) -> Verdict:
         cache = self._cache
@@ -611,12 +651,7 @@ class AsyncAuthenticator(Generic[U_co]):
         if cache.needs_poll():
             await self._polls.run(_POLL, self._poll)
         fence = cache.fence()
-        try:
-            key = await self.store.get(presented.id)
-        except AuthenticationError:
-            raise
-        except Exception as error:
-            self._give_up("the key store", error)
+        key = await self._get(presented.id)
         matches = is_of(presented, self._uses.renewed(key), self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
         ends, identity = NEVER, None
@@ -647,6 +682,8 @@ class AsyncAuthenticator(Generic[U_co]):
             self.events.emit(refused(refusal, held, self._clock()))
 
     def _give_up(self, what: str, error: Exception) -> NoReturn:
+        if isinstance(error, NotAsked):
+            raise error
         if self.events is not None:
             self.events.emit(unavailable(what, error, self._clock()))
         raise _unavailable(what, error)

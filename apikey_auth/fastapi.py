@@ -5,6 +5,7 @@ and keeps the answer private; endpoints, routers and websockets depend on what i
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 try:
@@ -17,9 +18,10 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("this module needs FastAPI: pip install 'apikey_auth[fastapi]'") from error
 
 from .authenticate import AsyncAuthenticator, check_authenticator
-from .credentials import Bearer, Carrier, Query
+from .credentials import Carrier
 from .decisions import Identity
 from .errors import ConfigurationError
+from .management.openapi import security_schemes
 from .policy import Options, Policy, require, visit_of
 from .starlette import APIKeyMiddleware, KeyManagement
 
@@ -83,9 +85,9 @@ class _Optional:
 class _Shown(SecurityBase):
     """A dependency on nothing, by which FastAPI knows one of the places where a key may be."""
 
-    def __init__(self, carrier: Carrier) -> None:
-        self.model = SecurityScheme(**_scheme(carrier))
-        self.scheme_name = _named(carrier)
+    def __init__(self, name: str, scheme: Mapping[str, Any]) -> None:
+        self.scheme_name = name
+        self.model = SecurityScheme(**scheme)
 
     async def __call__(self) -> None:
         pass
@@ -97,19 +99,7 @@ def _signature(carriers: tuple[Carrier, ...]) -> inspect.Signature:
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(name, kind, annotation=each) for name, each in asked.items()]
     parameters += [
-        inspect.Parameter(f"carrier_{number}", kind, default=Security(_Shown(each)))
-        for number, each in enumerate(carriers)
+        inspect.Parameter(f"carrier_{number}", kind, default=Security(_Shown(*each)))
+        for number, each in enumerate(security_schemes(carriers).items())
     ]
     return inspect.Signature(parameters)
-
-
-def _named(carrier: Carrier) -> str:
-    kind = carrier.scheme if isinstance(carrier, Bearer) else type(carrier).__name__
-    return f"{kind}-{carrier.name}".lower()
-
-
-def _scheme(carrier: Carrier) -> dict[str, Any]:
-    """Describe a carrier as OpenAPI does (OAS 3.1, section 4.8.27)."""
-    if isinstance(carrier, Bearer):
-        return {"type": "http", "scheme": carrier.scheme.lower()}
-    return {"type": "apiKey", "in": "query" if isinstance(carrier, Query) else "header", "name": carrier.name}

@@ -288,7 +288,7 @@ def visit_of(holder: Mapping[str, Any]) -> Visit:
     visit = outer_visit(holder)
     if visit is None:
         raise ConfigurationError(
-            "this request passed no APIKeyMiddleware: add it to the application (in Flask: APIKeyAuth(auth, app))"
+            "this request passed no APIKeyMiddleware: add it to the application (in Flask and FastAPI: APIKeyAuth(auth, app))"
         )
     return visit
 

@@ -36,9 +36,11 @@ CORE = {
     "manage": {"errors", "events", "formats", "keys", "decisions", "imports", "stores.protocol"},
     "eviction": {"cache", "keys", "stores.protocol"},
     "flights": {"forking"},
+    "breaker": {"errors", "forking"},
     "usage": {"errors", "forking", "keys", "stores.protocol"},
     "authenticate": {
         *(
+            "breaker",
             "cache",
             "errors",
             "eviction",

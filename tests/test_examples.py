@@ -20,7 +20,7 @@ from apikey_auth import APIKey, KeyManager
 from apikey_auth.stores.sql import SQLKeyStore
 from apikey_auth.testing import KeyReaderContract
 
-NAMES = ("quickstart", "asgi_app", "wsgi_app", "flask_app", "django_app", "custom_store")
+NAMES = ("quickstart", "fastapi_app", "asgi_app", "wsgi_app", "flask_app", "django_app", "custom_store")
 CHALLENGE = 'ApiKey realm="api", in="header", name="apikey"'
 
 

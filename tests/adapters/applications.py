@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import fastapi
 import flask
 from calling import Answer, Request, call_asgi, call_wsgi
 from django.core.handlers.asgi import ASGIHandler
@@ -22,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import apikey_auth.asgi
+import apikey_auth.fastapi
 import apikey_auth.flask
 import apikey_auth.starlette
 import apikey_auth.wsgi
@@ -155,6 +157,36 @@ def starlette(world: World, **options: Any) -> Send:
     return lambda request: call_asgi(wrapped, request)
 
 
+def fastapi_app(world: World, **options: Any) -> Send:
+    app = fastapi.FastAPI()
+    api_key = apikey_auth.fastapi.APIKeyAuth(world.async_authenticator(), app, **options)
+    visitor, caller = fastapi.Security(api_key.optional), fastapi.Security(api_key)
+    reader = fastapi.Security(api_key, scopes=["reports:read"])
+
+    async def public(request: StarletteRequest, identity: Any = visitor) -> Any:
+        return {"user": identity and identity.user.name, "query": request.url.query}
+
+    async def me(identity: Any = caller) -> Any:
+        return {"user": identity.user.name, "key_id": identity.key.id}
+
+    def reports(identity: Any = reader) -> Any:
+        return {"user": identity.user.name, "key_id": identity.key.id}
+
+    async def headers(request: StarletteRequest) -> Response:
+        response = Response()
+        for key, value in wanted_headers(request.headers.items()):
+            response.headers.append(key, value)
+        return response
+
+    async def error() -> None:
+        raise RuntimeError("an application's own error")
+
+    endpoints = {"/public": public, "/me": me, "/reports": reports, "/headers": headers, "/error": error}
+    for path, endpoint in endpoints.items():
+        app.api_route(path, methods=["GET", "HEAD", "OPTIONS"])(endpoint)
+    return lambda request: call_asgi(app, request)
+
+
 def flask_app(world: World, **options: Any) -> Send:
     app = flask.Flask("no_package")
     auth = apikey_auth.flask.APIKeyAuth(world.authenticator(), app, **options)
@@ -218,6 +250,7 @@ APPLICATIONS: dict[str, Callable[..., Send]] = {
     "wsgi": plain_wsgi,
     "asgi": plain_asgi,
     "starlette": starlette,
+    "fastapi": fastapi_app,
     "flask": flask_app,
     "django": django_wsgi,
     "django-asgi": django_asgi,

@@ -398,6 +398,26 @@ class TestTransactions:
             with pytest.raises(RevokedKey):
                 authenticate(setup, issued.text)
 
+    @pytest.mark.parametrize("colour", COLOURS)
+    def test_a_revocation_that_is_rolled_back_is_not_remembered(self, alias: str, colour: str) -> None:
+        store = DjangoKeyStore(alias)
+        with configured(STORE=store, **NEVER_POLLED) as setup:
+            issued = get_key_manager().issue("1")
+            with rolled_back(alias):
+                get_key_manager().revoke(issued.key.id)
+                with pytest.raises(RevokedKey):
+                    authenticate(setup, issued.text, colour)
+            assert authenticate(setup, issued.text, colour).key.id == issued.key.id
+
+    @pytest.mark.parametrize("colour", COLOURS)
+    def test_a_key_that_was_never_committed_opens_nothing(self, alias: str, colour: str) -> None:
+        with configured(STORE=DjangoKeyStore(alias), **NEVER_POLLED) as setup:
+            with rolled_back(alias):
+                issued = get_key_manager().issue("1")
+                assert authenticate(setup, issued.text, colour).key.id == issued.key.id
+            with pytest.raises(InvalidKey):
+                authenticate(setup, issued.text, colour)
+
     def test_a_change_within_one_is_any_change(self, alias: str) -> None:
         store = DjangoKeyStore(alias)
         store.add(record())
