@@ -103,8 +103,8 @@ def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
             with EventLoop() as loop:
                 tasks_before = loop.run(other_tasks)
                 yield Colour(loop, threads)
-                assert loop.run(other_tasks) == tasks_before
-    assert set(threading.enumerate()) == threads_before
+                assert loop.run(other_tasks) <= tasks_before
+    assert set(threading.enumerate()) <= threads_before
 
 
 Make = Callable[..., Hanging]
@@ -119,7 +119,7 @@ def make(request: pytest.FixtureRequest, colour: Colour, monkeypatch: pytest.Mon
         memory = MemoryKeyStore()
         late = UnreliableStore(Inline(memory) if name == "async" else memory)
         store = UnreliableStore(late)
-        options = {"clock": FakeClock(NOW), "max_staleness": BOUND, **options}
+        options = {"clock": FakeClock(NOW), "max_staleness": BOUND, "touch_interval": 0, **options}
         auth: Any
         if name == "sync":
             auth = Authenticator(store, SCHEME, **options)
