@@ -24,7 +24,9 @@ from apikey_auth.testing.drive import PATIENCE, EventLoop
 
 BOUND = 0.25  # max_staleness, in seconds; exact in binary, as all steps of the clock are
 STALE = 0.5  # stale_if_error
-TIMEOUT = 0.3  # of the store
+TIMEOUT = 5.0  # of the store
+SHORT = 1.0  # where it is waited for
+VERY_SHORT = 0.3  # where it does not matter that a call may fail of itself
 USERS = 4  # who authenticate at once, on and on
 
 
@@ -40,7 +42,6 @@ class Kind:
 KINDS = {
     "psycopg": Kind("postgresql", "postgresql+psycopg"),
     "asyncpg": Kind("postgresql", "postgresql+asyncpg", asynchronous=True),
-    "pymysql": Kind("mariadb", "mysql+pymysql"),
     "asyncmy": Kind("mariadb", "mysql+asyncmy", asynchronous=True),
     "redis": Kind("redis", "redis"),
     "redis.asyncio": Kind("redis", "redis", asynchronous=True),
@@ -136,23 +137,30 @@ def make(place: Place) -> Iterator[Make]:
 
 @cuts
 def test_entry_ends_with_the_bound_and_comes_back_by_itself(make: Make, cut: Callable[[Link], None]) -> None:
-    site = make()
-    good, revoked, cold = (site.app.issue() for _ in range(3))
+    site = make(timeout=SHORT if cut is Link.blackhole else TIMEOUT)
+    good, revoked = site.app.issue(), site.app.issue()
     assert [site.app.outcome(good.text), site.app.outcome(revoked.text)] == ["in", "in"]
     site.app.calls()
     cut(site.link)
     assert site.app.outcome(good.text) == "in"
     assert site.app.calls() == {}
-    site.later(3 / 4 * BOUND)
-    assert site.app.outcome(good.text) == "in"
-    assert site.app.calls() == {"changes": 1}
-    site.later(1 / 4 * BOUND)
+    site.later(BOUND)
     assert site.app.outcome(good.text) == "store_unavailable"
-    assert site.app.outcome(cold.text) == "store_unavailable"
+    assert site.app.calls() == {"changes": 1}
     site.app.elsewhere.revoke(revoked.key.id)
     site.link.heal()
     assert site.app.outcome(revoked.text) == "revoked_key"
-    assert [site.app.outcome(good.text), site.app.outcome(cold.text)] == ["in", "in"]
+    assert site.app.outcome(good.text) == "in"
+
+
+def test_a_key_that_is_not_cached_finds_the_store_unavailable(make: Make) -> None:
+    site = make()
+    warm, cold = site.app.issue(), site.app.issue()
+    assert site.app.outcome(warm.text) == "in"
+    site.link.drop()
+    assert [site.app.outcome(warm.text), site.app.outcome(cold.text)] == ["in", "store_unavailable"]
+    site.link.heal()
+    assert site.app.outcome(cold.text) == "in"
 
 
 def test_good_keys_go_on_for_as_long_as_they_may_be_stale(make: Make) -> None:
@@ -237,11 +245,11 @@ class Users:
 def test_nobody_who_comes_later_than_the_bound_after_a_cut_enters(
     make: Make, cut: Callable[[Link], None]
 ) -> None:
-    site = make(ticks=False)
+    site = make(ticks=False, timeout=VERY_SHORT)
     issued, bound = site.app.issue(), site.app.auth.revocation_bound
     users = Users(site, issued.text)
     try:
-        users.go_on_until(lambda: users.since(0) == {"in"})
+        users.go_on_until(lambda: "in" in users.since(0))
         cut(site.link)
         cut_at = monotonic()
         users.go_on_until(lambda: users.since(cut_at + bound))
