@@ -69,6 +69,14 @@ def _unavailable(what: str, error: Exception) -> StoreUnavailable:
     return unavailable
 
 
+def _reraise(error: Exception) -> NoReturn:
+    """Raise an error on, without the frames of this module that it came through: they hold the key."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals is globals():
+        trace = trace.tb_next
+    raise error.with_traceback(trace)
+
+
 class Caching(TypedDict, total=False):
     """How long an authenticator goes by what it knows; times are in seconds.
 
@@ -199,7 +207,7 @@ class Authenticator(Generic[U_co]):
         self.events = events_of(on_event, asynchronous=False)
         self._cache, self._users = _caches(store, caching)
         self._uses = Uses(store, **_noting(store, caching, asynchronous=False))
-        self._breaker = Breaker()
+        self._breaker = Breaker(self._cache.now)
         self._reads: Flights[Verdict] = Flights()
         self._polls: Flights[None] = Flights()
         self._cache.call_on_eviction(self._reads.detach)
@@ -298,6 +306,8 @@ class Authenticator(Generic[U_co]):
             visit.authority = self
         except Refusal as refusal:
             visit.refuse(refusal)
+        except Exception as error:
+            _reraise(error)
 
     def _find(self, text: str) -> tuple[Verdict, bool]:
         """Find what holds for the key whatever the request, and whether it is stale."""
@@ -479,7 +489,7 @@ class AsyncAuthenticator(Generic[U_co]):
         self.events = events_of(on_event, asynchronous=True)
         self._cache, self._users = _caches(store, caching)
         self._uses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
-        self._breaker = Breaker()
+        self._breaker = Breaker(self._cache.now)
         self._reads: AsyncFlights[Verdict] = AsyncFlights()
         self._polls: AsyncFlights[None] = AsyncFlights()
         self._cache.call_on_eviction(self._reads.detach)
@@ -578,6 +588,8 @@ class AsyncAuthenticator(Generic[U_co]):
             visit.authority = self
         except Refusal as refusal:
             visit.refuse(refusal)
+        except Exception as error:
+            _reraise(error)
 
     async def _find(self, text: str) -> tuple[Verdict, bool]:
         """Find what holds for the key whatever the request, and whether it is stale."""

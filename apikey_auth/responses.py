@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from random import randint
 from types import MappingProxyType
 
 from .credentials import Bearer, Carrier, Query
@@ -17,6 +18,8 @@ from .errors import InsufficientScope, MissingKey, Refusal, StoreUnavailable
 GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
 """The headers of an application's answer that ``guard`` has a say in, in lower case."""
 
+# The problem type for it in draft-ietf-httpapi-ratelimit-headers-10.
+_REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 _WEAKER = ("public", "s-maxage", "private=", "must-understand")
 _BEARER_ERRORS = {400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope"}
 _SCOPE = re.compile(r"[!#-\[\]-~]+")  # scope-token, RFC 6749 section 3.3
@@ -60,7 +63,7 @@ def respond(
     if challenge := ", ".join(challenges(refusal, carriers, realm)):
         headers.append(("WWW-Authenticate", challenge))
     if isinstance(refusal, StoreUnavailable):
-        headers.append(("Retry-After", str(refusal.retry_after)))
+        headers.append(("Retry-After", str(retry_after(refusal))))
     if vary := vary_on(carriers):
         headers.append(("Vary", vary))
     if in_url:
@@ -71,13 +74,18 @@ def respond(
 def render(refusal: Refusal) -> tuple[str, bytes]:
     """Write a refusal as problem details: the content type and the body."""
     problem = {
-        "type": "about:blank",
+        "type": _REDUCED_CAPACITY if isinstance(refusal, StoreUnavailable) else "about:blank",
         "title": HTTPStatus(refusal.status).phrase,
         "status": refusal.status,
         "detail": refusal.detail,
         "code": refusal.code,
     }
     return "application/problem+json", json.dumps(problem).encode("ascii")
+
+
+def retry_after(refusal: StoreUnavailable) -> int:
+    """Tell after how many seconds to try again: once to twice the time, so that not all come back at once."""
+    return refusal.retry_after + randint(0, refusal.retry_after)  # noqa: S311  # nothing to be guessed
 
 
 def challenges(refusal: Refusal, carriers: Sequence[Carrier], realm: str) -> Iterable[str]:

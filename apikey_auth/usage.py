@@ -256,14 +256,14 @@ class _Waker:
     def _next(self) -> list[Uses] | None:
         """Wait for whoever is due next; None if nobody is left."""
         with self._changed:
-            while self._waiting:
+            while (first := min(self._waiting.values(), default=None)) is not None:
                 now = monotonic()
                 due = [uses for uses, at in self._waiting.items() if at <= now]
                 for uses in due:
                     del self._waiting[uses]
                 if due:
                     return due
-                self._changed.wait(min(self._waiting.values()) - now)
+                self._changed.wait(first - now)
             self._is_running = False
             return None
 

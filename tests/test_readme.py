@@ -239,6 +239,7 @@ def test_the_contract_runs_on_a_store_by_the_test_file_that_is_shown(tmp_path: P
 def test_keys_of_another_system_move_in() -> None:
     (source,) = blocks("python", "Coming from another system")
     auth = run(source)["auth"]
+    auth.flush()
     assert auth.keys.list("7")[0].digest.startswith("sha256$$")
 
 

@@ -30,7 +30,7 @@ from apikey_auth import (
 from apikey_auth.asgi import APIKeyMiddleware
 from apikey_auth.authenticate import share_cache
 from apikey_auth.testing import FakeClock
-from apikey_auth.usage import MAX_RENEWALS, Notes, Uses
+from apikey_auth.usage import MAX_RENEWALS, Notes, Uses, _Waker
 
 T = TypeVar("T")
 
@@ -173,16 +173,20 @@ async def test_what_is_noted_is_written_by_itself_once_the_interval_is_over(
     assert len(store.touched) == 2
 
 
-async def test_blocking_code_is_served_by_one_thread_that_ends_when_nothing_waits() -> None:
+async def test_blocking_code_is_served_by_one_thread_that_ends_when_nothing_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("apikey_auth.usage._waker", _Waker())
+    before = set(threading.enumerate())
     stores = [Recording() for _ in range(5)]
     auths = [Colour(False).authenticator(each, touch_interval=0.1) for each in stores]
     for auth in auths:
         (one,) = await issued(auth, 1)
         auth.authenticate(one.text)
-    assert [thread.name for thread in threading.enumerate()].count(THREAD) == 1
+    (thread,) = set(threading.enumerate()) - before
     await eventually(lambda: all(each.touched for each in stores))
-    assert {name for each in stores for name in each.threads} == {THREAD}
-    await eventually(lambda: THREAD not in {thread.name for thread in threading.enumerate()})
+    assert {name for each in stores for name in each.threads} == {thread.name} == {THREAD}
+    await eventually(lambda: not thread.is_alive())
 
 
 async def test_an_authenticator_that_is_gone_is_not_kept_for_its_notes() -> None:

@@ -126,7 +126,10 @@ class Setup:
 @lru_cache(maxsize=1)
 def setup() -> Setup:
     """Read the setting. Raises ConfigurationError."""
-    return Setup(getattr(settings, "APIKEY_AUTH", {}))
+    try:
+        return Setup(getattr(settings, "APIKEY_AUTH", {}))
+    except ConfigurationError as error:
+        raise error.with_traceback(None) from error.__cause__  # its frames hold the peppers
 
 
 def get_key_manager() -> KeyManager:

@@ -39,8 +39,10 @@ def problem(code: str, hint: str = "") -> bytes:
     status, detail = DETAILS[code]
     detail = f"{detail[:-1]}: {hint}." if hint else detail
     title = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}[status]
+    reduced = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+    kind = reduced if status == 503 else "about:blank"
     return json.dumps(
-        {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
+        {"type": kind, "title": title, "status": status, "detail": detail, "code": code}
     ).encode()
 
 
@@ -315,7 +317,7 @@ def assert_refused(answer: Answer, code: str, *, bearer: bool = False, hint: str
     assert answer.header("content-type") == "application/problem+json"
     assert answer.header("content-length") == str(len(answer.body))
     assert answer.header("cache-control") == "no-store"
-    assert answer.header("retry-after") == ("1" if status == 503 else None)
+    assert answer.header("retry-after") in (("1", "2") if status == 503 else (None,))
     challenges = [CHALLENGE] if status == 401 else []
     if bearer:
         error = "" if code == "missing_key" else ', error="invalid_token"'
