@@ -141,7 +141,7 @@ def share_cache(auth: "Authenticator[Any]", other: "AsyncAuthenticator[Any]") ->
 
     What is used is noted together too, and written by the one that blocks: it needs no event loop.
     """
-    other._cache, other._users, other._uses = auth._cache, auth._users, SharedUses(auth._uses)  # type: ignore[assignment]
+    other._cache, other._users, other.uses = auth._cache, auth._users, SharedUses(auth.uses)  # type: ignore[assignment]
     auth._cache.call_on_eviction(other._reads.detach)
 
 
@@ -206,7 +206,7 @@ class Authenticator(Generic[U_co]):
         self._shares = load_user is _as_owner
         self.events = events_of(on_event, asynchronous=False)
         self._cache, self._users = _caches(store, caching)
-        self._uses = Uses(store, **_noting(store, caching, asynchronous=False))
+        self.uses = Uses(store, **_noting(store, caching, asynchronous=False))
         self._breaker = Breaker(self._cache.now)
         self._reads: Flights[Verdict] = Flights()
         self._polls: Flights[None] = Flights()
@@ -261,12 +261,12 @@ class Authenticator(Generic[U_co]):
 
         What cannot be written stays noted, and is logged.
         """
-        self._uses.write()
+        self.uses.write()
 
     @property
     def lost_uses(self) -> int:
         """Of how many uses it will never be written that they were the last ones: there was no room for them."""
-        return self._uses.lost
+        return self.uses.lost
 
     def recognize(self, value: bytes) -> Verdict | None:
         """Find what holds for a key without waiting for anything: the way of nearly every request.
@@ -281,8 +281,8 @@ class Authenticator(Generic[U_co]):
         if verdict is None or (now := self._time()) >= verdict.ends:
             return None
         if verdict.identity is not None:
-            if self._uses.is_on:
-                self._uses.note(verdict.key_id, now)
+            if self.uses.is_on:
+                self.uses.note(verdict.key_id, now)
             if self.events is not None:
                 self._tell(verdict.identity)
         return verdict
@@ -382,12 +382,12 @@ class Authenticator(Generic[U_co]):
             self._polls.run(_POLL, self._poll)
         fence = cache.fence()
         key = self._get(presented.id)
-        matches = is_of(presented, self._uses.renewed(key), self.scheme)
+        matches = is_of(presented, self.uses.renewed(key), self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
         ends, identity = NEVER, None
         if key is not None and good:
             if (new := redigested(key, presented, self.scheme)) is not None:
-                self._uses.renew(key, new)
+                self.uses.renew(key, new)
             if not key.metadata and key.addresses is None:
                 ends = end_of(key)
                 identity = Identity(Owner(key.owner), key) if self._shares else None
@@ -396,8 +396,8 @@ class Authenticator(Generic[U_co]):
         return verdict
 
     def _let_in(self, identity: Identity[object]) -> None:
-        if self._uses.is_on:
-            self._uses.note(identity.key.id, self._time())
+        if self.uses.is_on:
+            self.uses.note(identity.key.id, self._time())
         self._tell(identity)
 
     def _tell(self, identity: Identity[object]) -> None:
@@ -488,7 +488,7 @@ class AsyncAuthenticator(Generic[U_co]):
         self._shares = load_user is _as_async_owner
         self.events = events_of(on_event, asynchronous=True)
         self._cache, self._users = _caches(store, caching)
-        self._uses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
+        self.uses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
         self._breaker = Breaker(self._cache.now)
         self._reads: AsyncFlights[Verdict] = AsyncFlights()
         self._polls: AsyncFlights[None] = AsyncFlights()
@@ -543,12 +543,12 @@ class AsyncAuthenticator(Generic[U_co]):
 
         What cannot be written stays noted, and is logged.
         """
-        await self._uses.write()
+        await self.uses.write()
 
     @property
     def lost_uses(self) -> int:
         """Of how many uses it will never be written that they were the last ones: there was no room for them."""
-        return self._uses.lost
+        return self.uses.lost
 
     def recognize(self, value: bytes) -> Verdict | None:
         """Find what holds for a key without waiting for anything: the way of nearly every request.
@@ -563,8 +563,8 @@ class AsyncAuthenticator(Generic[U_co]):
         if verdict is None or (now := self._time()) >= verdict.ends:
             return None
         if verdict.identity is not None:
-            if self._uses.is_on:
-                self._uses.note(verdict.key_id, now)
+            if self.uses.is_on:
+                self.uses.note(verdict.key_id, now)
             if self.events is not None:
                 self._tell(verdict.identity)
         return verdict
@@ -664,12 +664,12 @@ class AsyncAuthenticator(Generic[U_co]):
             await self._polls.run(_POLL, self._poll)
         fence = cache.fence()
         key = await self._get(presented.id)
-        matches = is_of(presented, self._uses.renewed(key), self.scheme)
+        matches = is_of(presented, self.uses.renewed(key), self.scheme)
         good = key is not None and matches and state(key, self._clock()) is None
         ends, identity = NEVER, None
         if key is not None and good:
             if (new := redigested(key, presented, self.scheme)) is not None:
-                self._uses.renew(key, new)
+                self.uses.renew(key, new)
             if not key.metadata and key.addresses is None:
                 ends = end_of(key)
                 identity = Identity(Owner(key.owner), key) if self._shares else None
@@ -678,8 +678,8 @@ class AsyncAuthenticator(Generic[U_co]):
         return verdict
 
     def _let_in(self, identity: Identity[object]) -> None:
-        if self._uses.is_on:
-            self._uses.note(identity.key.id, self._time())
+        if self.uses.is_on:
+            self.uses.note(identity.key.id, self._time())
         self._tell(identity)
 
     def _tell(self, identity: Identity[object]) -> None:

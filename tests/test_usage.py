@@ -193,11 +193,11 @@ async def test_an_authenticator_that_is_gone_is_not_kept_for_its_notes() -> None
     store = Recording()
     auth = Authenticator(store, touch_interval=3600)
     auth.authenticate(auth.keys.issue("u1").text)
-    found = [each for each in gc.get_objects() if isinstance(each, Uses) and each._store is store]
+    found = [each for each in gc.get_objects() if type(each) is Uses and each._store is store]
     assert len(found) == 1
     del auth, found
     gc.collect()
-    assert not [each for each in gc.get_objects() if isinstance(each, Uses) and each._store is store]
+    assert not [each for each in gc.get_objects() if type(each) is Uses and each._store is store]
 
 
 def test_on_a_new_event_loop_a_write_is_arranged_anew(store: Recording) -> None:
@@ -412,7 +412,7 @@ def test_a_child_writes_what_it_noted_itself() -> None:
             auth.authenticate(each)
         if (child := os.fork()) == 0:
             auth.authenticate(text)
-            while len(auth._uses):
+            while len(auth.uses):
                 pass
             os._exit(0)
         os.waitpid(child, 0)

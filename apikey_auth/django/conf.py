@@ -13,6 +13,7 @@
         "STALE_IF_ERROR": 0.0,
         "USER_MAX_AGE": 0.0,
         "TOUCH_INTERVAL": 60.0,
+        "ON_EVENT": [],                              # functions (see events), or their dotted paths
         "REQUIRED": False,                           # and these the options of every APIKeyMiddleware
         "EXEMPT": [],
         "CARRIERS": [Header("apikey"), Query("apikey")],
@@ -43,13 +44,14 @@ try:
     from django.contrib.auth import get_user_model
     from django.core.exceptions import ObjectDoesNotExist, ValidationError
     from django.core.signals import setting_changed
-    from django.db import transaction
+    from django.db import connections, transaction
     from django.utils.module_loading import import_string
 except ImportError as error:  # pragma: no cover
     raise ImportError("this package needs Django: pip install 'apikey_auth[django]'") from error
 
 from ..authenticate import AsyncAuthenticator, Authenticator, Caching, share_cache
 from ..errors import ConfigurationError
+from ..events import Events, events_of
 from ..keys import KeyScheme
 from ..manage import AsyncKeyManager, KeyManager
 from ..policy import Options, Policy
@@ -99,13 +101,14 @@ class Setup:
     def __init__(self, setting: object) -> None:
         if not isinstance(setting, Mapping):
             raise ConfigurationError("the setting APIKEY_AUTH must be a dict")
-        known = ("STORE", *_SCHEME, *_CACHING, *_POLICY)
+        known = ("STORE", *_SCHEME, *_CACHING, "ON_EVENT", *_POLICY)
         if unknown := [str(name) for name in setting if name not in known]:
             raise ConfigurationError(f"APIKEY_AUTH has no {', '.join(unknown)}; it has {', '.join(known)}")
         _check_kinds(setting)
         self.policy = Policy(**_chosen(setting, _POLICY))
         self._scheme = KeyScheme(**_chosen(setting, _SCHEME))
         self._caching: Caching = _chosen(setting, _CACHING)  # type: ignore[assignment]  # by its own names
+        self._events = _events(setting.get("ON_EVENT", ()))
         self._store, self._async_store = _stores(setting)
         self.is_async = self._store is None
         _ = self.async_authenticator  # now, so that a check finds what is wrong with its options
@@ -113,11 +116,15 @@ class Setup:
     @cached_property
     def authenticator(self) -> "Authenticator[AbstractBaseUser]":
         store: Any = self._async_store if self._store is None else self._store  # it says if it is async
-        return Authenticator(store, self._scheme, load_user=load_user, **self._caching)
+        auth = Authenticator(store, self._scheme, load_user=load_user, on_event=self._events, **self._caching)
+        auth.uses.release = connections.close_all  # a thread that writes has connections of its own
+        return auth
 
     @cached_property
     def async_authenticator(self) -> "AsyncAuthenticator[AbstractBaseUser]":
-        auth = AsyncAuthenticator(self._async_store, self._scheme, load_user=aload_user, **self._caching)
+        auth = AsyncAuthenticator(
+            self._async_store, self._scheme, load_user=aload_user, on_event=self._events, **self._caching
+        )
         if self._store is not None:
             share_cache(self.authenticator, auth)
         return auth
@@ -179,6 +186,16 @@ def _stores(setting: Mapping[str, Any]) -> tuple[KeyReader | None, AsyncKeyReade
     if asynchronous:
         return None, store
     return store, AsyncDjangoKeyStore(store.using) if isinstance(store, DjangoKeyStore) else InThread(store)
+
+
+def _events(hooks: Any) -> Events | None:
+    """Make what both authenticators tell what happens. Raises ConfigurationError."""
+    hooks = hooks if _is_list(hooks) else (hooks,)
+    try:
+        found = [import_string(hook) if isinstance(hook, str) else hook for hook in hooks]
+    except ImportError as error:
+        raise ConfigurationError(f"APIKEY_AUTH['ON_EVENT'] is a function or its path: {error}") from error
+    return events_of(found, asynchronous=False)
 
 
 def _named(name: str) -> Any:
