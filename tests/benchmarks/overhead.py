@@ -7,6 +7,8 @@ from .rounds import in_turns
 from .subjects import COLUMNS, VALID, Subject
 from .tables import NOTHING, number, ratio
 
+BARE, BY_HAND = "the bare application", "middleware by hand"
+
 Figures = dict[str, dict[str, float]]
 """Microseconds of a request, by column and by subject."""
 
@@ -18,10 +20,9 @@ HEADER = (
     *("malformed key: µs", "by hand = 1"),
     *("forged key: µs", "by hand = 1"),
 )
-EXPLANATION = (
-    "A valid key: what is added to the bare application's request, the key being cached. The others: the whole\n"
-    "request, which is refused; each key is another one. By hand: header, SHA-256, dict, compare_digest, user set."
-)
+EXPLANATION = """\
+A valid key, used before: what is added to the bare application's request. Unknown, malformed and forged keys, each
+another one: the whole request, which is refused. By hand: header, SHA-256, dict, compare_digest, user set."""
 
 
 def measure(
@@ -35,19 +36,21 @@ def measure(
     return figures
 
 
-def rows(
-    framework: str, bare: str, by_hand: str, names: Sequence[str], figures: Figures
-) -> Iterator[list[str]]:
-    """Write the rows of one framework: the bare application's, the hand-written middleware's, the others'."""
-    base = figures[VALID][bare]
-    yield [framework, f"{bare}, the whole request", number(base), *[NOTHING] * (len(HEADER) - 3)]
-    for name in (by_hand, *names):
-        cells = [framework, name]
-        for column in COLUMNS:
-            found = figures.get(column, {})
-            less = base if column == VALID else 0.0
-            if name in found:
-                cells += [number(found[name] - less), ratio(found[name] - less, found[by_hand] - less)]
-            else:
-                cells += [NOTHING, NOTHING]
-        yield cells
+def rows(framework: str, figures: Figures) -> Iterator[list[str]]:
+    """Write the rows of one framework: the bare application's, and one for each way to authenticate."""
+    base = figures[VALID][BARE]
+    yield [framework, f"{BARE}, the whole request", number(base), *[NOTHING] * (len(HEADER) - 3)]
+    for name in figures[VALID]:
+        if name != BARE:
+            yield [framework, name, *_cells(name, figures, base)]
+
+
+def _cells(name: str, figures: Figures, base: float) -> Iterator[str]:
+    for column in COLUMNS:
+        found, less = figures.get(column, {}), base if column == VALID else 0.0
+        if name in found:
+            yield number(found[name] - less)
+            yield ratio(found[name] - less, found[BY_HAND] - less)
+        else:
+            yield NOTHING
+            yield NOTHING

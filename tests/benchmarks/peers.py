@@ -20,7 +20,7 @@ from django.urls import path as route
 
 from . import applications as bare
 from .applications import HELLO, Keys
-from .overhead import EXPLANATION, HEADER, measure, rows
+from .overhead import BARE, BY_HAND, EXPLANATION, HEADER, measure, rows
 from .subjects import MALFORMED, UNKNOWN, VALID, Subject, Texts
 from .tables import show
 from .texts import malformed, unknown
@@ -28,7 +28,6 @@ from .texts import malformed, unknown
 MANY = 1_000
 OWN_KEY = unknown(10**11)
 
-BARE, BY_HAND = "the bare application", "middleware by hand"
 COLUMNS = (VALID, UNKNOWN, MALFORMED)
 PEERS = ("Flask-HTTPAuth", "djangorestframework-api-key", "django-rest-knox", "keyshield")
 FRAMEWORKS = ("Flask", "Django", "djangorestframework", "FastAPI")
@@ -193,7 +192,8 @@ def main(rounds: int) -> None:
     bare.set_up_django("rest_framework", "rest_framework_api_key", "knox", REST_FRAMEWORK=only_json)
     versions = ", ".join(f"{name} {version(name)}" for name in (*PEERS, *FRAMEWORKS))
     with asyncio.Runner() as runner, TemporaryDirectory() as folder:
-        show(f"Peers ({versions}). {EXPLANATION}", HEADER, _rows(rounds, runner.get_loop(), folder))
+        title = f"Peers: {versions}\n\n{EXPLANATION}"
+        show(title, HEADER, _rows(rounds, runner.get_loop(), folder))
 
 
 def _rows(rounds: int, loop: asyncio.AbstractEventLoop, folder: str) -> Iterator[Sequence[str]]:
@@ -205,10 +205,7 @@ def _rows(rounds: int, loop: asyncio.AbstractEventLoop, folder: str) -> Iterator
         ("FastAPI", lambda: keyshield_in_memory(loop)),
     )
     for framework, make in groups:
-        subjects = make()
-        figures = measure(subjects, COLUMNS, rounds, loop)
-        names = [each.name for each in subjects if each.name not in (BARE, BY_HAND)]
-        yield from rows(framework, BARE, BY_HAND, names, figures)
+        yield from rows(framework, measure(make(), COLUMNS, rounds, loop))
 
 
 if __name__ == "__main__":

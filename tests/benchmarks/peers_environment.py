@@ -19,14 +19,12 @@ PACKAGES = (
 
 
 def show_peers(rounds: int) -> None:
-    """Print the table of the peers, which their own Python prints; say so where they cannot be had."""
+    """Print the table of the peers, which their own Python prints; say so where it cannot be had."""
+    command = ["-m", "tests.benchmarks.peers", str(rounds)]
     try:
-        python = interpreter()
+        subprocess.run([str(interpreter()), *command], check=True, cwd=ROOT, env=_environment())
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"\nPeers are left out: their environment could not be made ({error}).")
-        return
-    command = [str(python), "-m", "tests.benchmarks.peers", str(rounds)]
-    subprocess.run(command, check=True, cwd=ROOT, env=_environment())
+        print(f"\nPeers are left out: {error}")
 
 
 def interpreter() -> Path:

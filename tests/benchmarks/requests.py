@@ -20,14 +20,13 @@ from apikey_auth import AsyncAuthenticator, Authenticator, Inline, KeyManager, K
 
 from . import applications as bare
 from .applications import USER, Keys, User
-from .overhead import EXPLANATION, HEADER, Figures, measure, rows
+from .overhead import BARE, BY_HAND, EXPLANATION, HEADER, Figures, measure, rows
 from .subjects import COLUMNS, FORGED, MALFORMED, UNKNOWN, VALID, Subject
 from .tables import show
 from .texts import PREFIX, SEAL_KEY, forged, malformed, unknown
 
 MANY = 5_000  # different texts, more than an authenticator remembers of bad ones
 
-BARE, BY_HAND = "the bare application", "middleware by hand"
 OURS, OURS_LOADING = "apikey_auth", "apikey_auth with load_user"
 STARLETTES = "Starlette's own, over a dict"
 
@@ -162,7 +161,8 @@ def show_requests(rounds: int) -> None:
     bare.set_up_django("apikey_auth.django")
     versions = ", ".join(f"{name} {version(name)}" for name in ("Starlette", "Flask", "Django"))
     with asyncio.Runner() as runner:
-        show(f"What a request costs ({versions}). {EXPLANATION}", HEADER, _rows(rounds, runner.get_loop()))
+        title = f"What a request costs, with {versions}\n\n{EXPLANATION}"
+        show(title, HEADER, _rows(rounds, runner.get_loop()))
 
 
 def _rows(rounds: int, loop: asyncio.AbstractEventLoop) -> Iterator[Sequence[str]]:
@@ -170,8 +170,7 @@ def _rows(rounds: int, loop: asyncio.AbstractEventLoop) -> Iterator[Sequence[str
         figures: Figures = {}
         for column in COLUMNS:
             figures |= _measure(framework, column, rounds, loop)
-        names = [name for name in figures[VALID] if name not in (BARE, BY_HAND)]
-        yield from rows(framework.name, BARE, BY_HAND, names, figures)
+        yield from rows(framework.name, figures)
 
 
 def _measure(framework: Framework, column: str, rounds: int, loop: asyncio.AbstractEventLoop) -> Figures:

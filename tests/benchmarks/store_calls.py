@@ -24,9 +24,7 @@ from .tables import show
 from .texts import PREFIX, SEAL_KEY, forged, malformed, unknown
 
 CALLS = {"reads": ("get",), "polls": ("changes",), "writes": ("add", "swap", "touch", "revoke_all", "purge")}
-PAUSE = (
-    0.05  # seconds that a read takes where many ask at once, so that all come while the first is under way
-)
+PAUSE = 0.05  # seconds that a read takes where many ask at once, so that they come while it is under way
 
 Counts = dict[str, dict[str, int]]
 """Calls of the store of each kind, by case."""
