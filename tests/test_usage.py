@@ -382,7 +382,8 @@ def run(program: str) -> list[str]:
         class Recording(MemoryKeyStore):
             def touch(self, used, /):
                 print("touched", len(used), os.getpid() == parent, flush=True)
-        parent = os.getpid()
+                written.set()
+        parent, written = os.getpid(), threading.Event()
         store = Recording()
     """
     source = textwrap.dedent(prelude) + textwrap.dedent(program)
@@ -412,8 +413,7 @@ def test_a_child_writes_what_it_noted_itself() -> None:
             auth.authenticate(each)
         if (child := os.fork()) == 0:
             auth.authenticate(text)
-            while len(auth.uses):
-                pass
+            written.wait(30)
             os._exit(0)
         os.waitpid(child, 0)
     """
