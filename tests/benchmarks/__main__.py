@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "at-once": (1_000, "requests in each count of calls"),
         "remembered": (10_000, "keys whose memory is measured"),
         "imports": (20, "turns of each import"),
-        "seconds": (2, "length of a turn of wrk"),
+        "seconds": (1, "length of a turn of wrk"),
     }
     for name, (default, meaning) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning}, {default:,} by default")
