@@ -16,7 +16,18 @@ from .credentials import HeaderReader, read
 from .decisions import Identity
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern
-from .policy import IDENTITY, VISIT, Options, Policy, Recognition, Visit, outer_visit, require, visit_of
+from .policy import (
+    ENCRYPTED,
+    IDENTITY,
+    VISIT,
+    Options,
+    Policy,
+    Recognition,
+    Visit,
+    outer_visit,
+    require,
+    visit_of,
+)
 from .responses import GUARDED, Response, guard
 
 __all__ = ["APIKeyMiddleware", "KeyManagement", "mount", "require"]
@@ -67,10 +78,10 @@ class APIKeyMiddleware:
     """
 
     def __init__(self, app: ASGIApp, auth: AsyncAuthenticator[object], **options: Unpack[Options]) -> None:
-        check_authenticator(auth, AsyncAuthenticator)
+        self._policy = policy = Policy(**options)
+        check_authenticator(auth, AsyncAuthenticator, policy)
         self._app = app
         self._auth = auth
-        self._policy = policy = Policy(**options)
         self._header, self._lead = policy.header and policy.header.encode(), policy.lead.encode()
         self._parameter = policy.parameter and policy.parameter.encode()
         self._plain = _plain_guard(policy.vary, True, False)
@@ -85,6 +96,8 @@ class APIKeyMiddleware:
             plain = self._plain
             if verdict.identity is None:
                 await self._auth.let_in(visit, verdict)
+            if self._policy.hide_credentials:
+                _hide(scope, visit)
         else:
             if scope["type"] not in ("http", "websocket"):
                 raise ConfigurationError(f"no key can be looked for in a scope of the type {scope['type']!r}")
@@ -119,6 +132,8 @@ class APIKeyMiddleware:
             if b"%" in query or self._parameter in query.lower():
                 return None
         if self._policy.has_exempt and self._policy.exempts(path_below_mount(scope)):
+            return None
+        if self._policy.insecure != "allow" and scope.get("scheme") not in ENCRYPTED:
             return None
         if self._lead:
             if not found.startswith(self._lead):
@@ -282,15 +297,30 @@ def _receive(scope: Scope, policy: Policy) -> Visit:
     header = _header_reader(scope["headers"])
     query = scope.get("query_string", b"").decode("latin-1")
     peer = _peer(scope.get("client"))
-    visit = policy.visit(
-        scope.get("method", "GET"), path_below_mount(scope), header, query, peer, outer_visit(scope)
-    )
+    path, scheme = path_below_mount(scope), scope.get("scheme", "http")
+    visit = policy.visit(scope.get("method", "GET"), path, header, query, peer, outer_visit(scope), scheme)
     scope[VISIT] = visit
+    if policy.hide_credentials:
+        _hide(scope, visit)
     if visit.query != query:
         scope["query_string"] = visit.query.encode("latin-1")
         if b"?" in (target := scope.get("raw_path") or b""):  # some servers keep the query there
             scope["raw_path"] = policy.without_keys(target.decode("latin-1")).encode("latin-1")
     return visit
+
+
+def _hide(scope: Scope, visit: Visit) -> None:
+    """Cut keys out of the headers."""
+    hidden: dict[str, str] = {}
+    rest = []
+    for name, value in scope["headers"]:
+        lowered, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        if visit.policy.hides(lowered, text):
+            hidden[lowered] = f"{hidden[lowered]},{text}" if lowered in hidden else text
+        else:
+            rest.append((name, value))
+    scope["headers"] = rest
+    visit.hidden = {**(visit.outer.hidden if visit.outer and visit.outer.hidden else {}), **hidden}
 
 
 def _peer(client: Sequence[Any] | None) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any, Generic, NoReturn, TypedDict, Unpack, cast, overload
 from .breaker import Breaker, NotAsked
 from .cache import NEVER, Mark, UserCache, Verdict, VerdictCache, mark_of
 from .decisions import (
+    EXPOSED,
     Identity,
     Owner,
     U_co,
@@ -27,13 +28,21 @@ from .decisions import (
     redigested,
     state,
 )
-from .errors import AuthenticationError, ConfigurationError, MissingKey, Refusal, StoreUnavailable
+from .errors import (
+    AuthenticationError,
+    ConfigurationError,
+    InsecureTransport,
+    MissingKey,
+    Refusal,
+    StoreUnavailable,
+)
 from .events import Authenticated, OnEvent, events_of, refused, unavailable
 from .eviction import AsyncEvictingStore, EvictingStore
+from .exposure import FloodGuard
 from .flights import AsyncFlights, Flights
 from .keys import MAX_TEXT, APIKey, KeyScheme, KeyText
 from .manage import AsyncKeyManager, KeyManager, checked_scheme, utc_now
-from .policy import Visit
+from .policy import Policy, Visit
 from .stores.protocol import (
     READING,
     AsyncKeyReader,
@@ -145,10 +154,12 @@ def share_cache(auth: "Authenticator[Any]", other: "AsyncAuthenticator[Any]") ->
     auth._cache.call_on_eviction(other._reads.detach)
 
 
-def check_authenticator(auth: object, wanted: type) -> None:
-    """Raise ConfigurationError unless this is the kind of authenticator that an adapter needs."""
+def check_authenticator(auth: object, wanted: type, policy: Policy | None = None) -> None:
+    """Raise ConfigurationError unless this is the kind of authenticator that an adapter and its policy need."""
     if not isinstance(auth, wanted):
         raise ConfigurationError(f"this middleware needs an {wanted.__name__}, not {auth!r}")
+    if policy is not None and policy.insecure == "revoke":
+        _ = auth.keys  # type: ignore[attr-defined]  # the store must be able to
 
 
 class Authenticator(Generic[U_co]):
@@ -208,6 +219,7 @@ class Authenticator(Generic[U_co]):
         self._cache, self._users = _caches(store, caching)
         self.uses = Uses(store, **_noting(store, caching, asynchronous=False))
         self._breaker = Breaker(self._cache.now)
+        self._floods = FloodGuard()
         self._reads: Flights[Verdict] = Flights()
         self._polls: Flights[None] = Flights()
         self._cache.call_on_eviction(self._reads.detach)
@@ -299,6 +311,9 @@ class Authenticator(Generic[U_co]):
 
     def admit(self, visit: Visit) -> None:
         """Authenticate a visit's key, if it brought one, and leave what came of it on the visit."""
+        if visit.is_exposed:
+            self._expose(visit)
+            return
         if visit.inherits(self) or visit.text is None:
             return
         try:
@@ -308,6 +323,26 @@ class Authenticator(Generic[U_co]):
             visit.refuse(refusal)
         except Exception as error:
             _reraise(error)
+
+    def _expose(self, visit: Visit) -> None:
+        """Refuse a key that was sent in the clear, and revoke it where that is wanted."""
+        refusal = InsecureTransport()
+        self._turned_away(refusal, None)
+        visit.refuse(refusal)
+        if visit.policy.insecure != "revoke" or visit.text is None:
+            return
+        if not self._floods.allows():
+            logger.warning("keys come in the clear faster than they can be looked up; one was not revoked")
+            return
+        try:
+            verdict, _ = self._find(visit.text)
+            if verdict.key is not None and verdict.matches and verdict.key.revoked_at is None:
+                self.keys.revoke(verdict.key.id, reason=EXPOSED)
+                logger.warning("the key %s was revoked: it was %s", verdict.key.id, EXPOSED)
+        except AuthenticationError:
+            pass  # it is no key
+        except Exception as error:
+            logger.error("a key that was %s could not be revoked: %s", EXPOSED, type(error).__name__)
 
     def _find(self, text: str) -> tuple[Verdict, bool]:
         """Find what holds for the key whatever the request, and whether it is stale."""
@@ -324,7 +359,7 @@ class Authenticator(Generic[U_co]):
         current = cache.is_current()
         if current and not cache.may_poll():
             return verdict, False
-        if not current and cache.is_usable_stale(mark) and cache.has_just_failed():
+        if not current and cache.is_usable_stale(mark) and cache.has_failed() and not cache.may_poll():
             return verdict, True
         try:
             self._polls.run(_POLL, self._poll)
@@ -376,7 +411,7 @@ class Authenticator(Generic[U_co]):
 
     def _read_alone(self, mark: Mark, presented: KeyText) -> Verdict:
         cache = self._cache
-        if (landed := cache.fresh(mark)) is not None:
+        if cache.is_current() and (landed := cache.find(mark)) is not None:
             return landed  # by whoever was a moment earlier
         if cache.needs_poll():
             self._polls.run(_POLL, self._poll)
@@ -490,6 +525,7 @@ class AsyncAuthenticator(Generic[U_co]):
         self._cache, self._users = _caches(store, caching)
         self.uses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
         self._breaker = Breaker(self._cache.now)
+        self._floods = FloodGuard()
         self._reads: AsyncFlights[Verdict] = AsyncFlights()
         self._polls: AsyncFlights[None] = AsyncFlights()
         self._cache.call_on_eviction(self._reads.detach)
@@ -581,6 +617,9 @@ class AsyncAuthenticator(Generic[U_co]):
 
     async def admit(self, visit: Visit) -> None:
         """Authenticate a visit's key, if it brought one, and leave what came of it on the visit."""
+        if visit.is_exposed:
+            await self._expose(visit)
+            return
         if visit.inherits(self) or visit.text is None:
             return
         try:
@@ -590,6 +629,26 @@ class AsyncAuthenticator(Generic[U_co]):
             visit.refuse(refusal)
         except Exception as error:
             _reraise(error)
+
+    async def _expose(self, visit: Visit) -> None:
+        """Refuse a key that was sent in the clear, and revoke it where that is wanted."""
+        refusal = InsecureTransport()
+        self._turned_away(refusal, None)
+        visit.refuse(refusal)
+        if visit.policy.insecure != "revoke" or visit.text is None:
+            return
+        if not self._floods.allows():
+            logger.warning("keys come in the clear faster than they can be looked up; one was not revoked")
+            return
+        try:
+            verdict, _ = await self._find(visit.text)
+            if verdict.key is not None and verdict.matches and verdict.key.revoked_at is None:
+                await self.keys.revoke(verdict.key.id, reason=EXPOSED)
+                logger.warning("the key %s was revoked: it was %s", verdict.key.id, EXPOSED)
+        except AuthenticationError:
+            pass  # it is no key
+        except Exception as error:
+            logger.error("a key that was %s could not be revoked: %s", EXPOSED, type(error).__name__)
 
     async def _find(self, text: str) -> tuple[Verdict, bool]:
         """Find what holds for the key whatever the request, and whether it is stale."""
@@ -606,7 +665,7 @@ class AsyncAuthenticator(Generic[U_co]):
         current = cache.is_current()
         if current and not cache.may_poll():
             return verdict, False
-        if not current and cache.is_usable_stale(mark) and cache.has_just_failed():
+        if not current and cache.is_usable_stale(mark) and cache.has_failed() and not cache.may_poll():
             return verdict, True
         try:
             await self._polls.run(_POLL, self._poll)
@@ -658,7 +717,7 @@ class AsyncAuthenticator(Generic[U_co]):
 
     async def _read_alone(self, mark: Mark, presented: KeyText) -> Verdict:
         cache = self._cache
-        if (landed := cache.fresh(mark)) is not None:
+        if cache.is_current() and (landed := cache.find(mark)) is not None:
             return landed  # by whoever was a moment earlier
         if cache.needs_poll():
             await self._polls.run(_POLL, self._poll)

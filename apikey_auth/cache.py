@@ -163,6 +163,10 @@ class VerdictCache:
         """Say whether a poll failed a moment ago, so that the next may wait a little."""
         return self._monotonic() - self._failed_at < self.max_staleness / 2
 
+    def has_failed(self) -> bool:
+        """Say whether a poll failed since the last good one: then nobody waits but who asks again."""
+        return self._failed_at != NEVER
+
     def _age(self) -> float:
         return self._monotonic() - self._polled_at
 

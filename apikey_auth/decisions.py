@@ -26,6 +26,10 @@ U_co = TypeVar("U_co", covariant=True)
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
+EXPOSED = "sent over a connection that is not encrypted"
+"""The ``revoked_reason`` of a key that was revoked for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """The user that a key stands for, where the application gives no ``load_user``.
@@ -91,8 +95,15 @@ def judge(key: APIKey | None, matches: bool, now: datetime) -> APIKey:
     if key is None or not matches:
         raise InvalidKey
     if refusal := state(key, now):
-        raise refusal
+        raise _because(key, refusal())
     return key
+
+
+def _because(key: APIKey, refusal: Refusal) -> Refusal:
+    """Say more to who holds the whole key, where the reason is one of the library's own."""
+    if isinstance(refusal, RevokedKey) and key.revoked_reason == EXPOSED:
+        refusal.detail = f"The API key has been revoked: it was {EXPOSED}."
+    return refusal
 
 
 def state(key: APIKey, now: datetime) -> type[Refusal] | None:
@@ -153,6 +164,9 @@ def networks(blocks: tuple[str, ...]) -> Networks:
     return tuple(map(ip_network, blocks))
 
 
+_LOOPBACK = networks(("127.0.0.0/8", "::1/128"))
+
+
 def client_address(peer: str | None, forwarded_for: str | None, proxies: Networks, unix: bool) -> str | None:
     """Find the client's address behind the proxies that the deployment names.
 
@@ -167,6 +181,36 @@ def client_address(peer: str | None, forwarded_for: str | None, proxies: Network
     while comma and _contains(proxies, hop.strip()):
         left, comma, hop = left.rpartition(",")
     return hop.strip()
+
+
+def client_scheme(
+    scheme: str,
+    peer: str | None,
+    forwarded_for: str | None,
+    forwarded_proto: str | None,
+    proxies: Networks,
+    unix: bool,
+) -> str:
+    """Find the scheme of the client's own connection behind the proxies that the deployment names.
+
+    ``scheme`` is that of the connection that arrived here. X-Forwarded-Proto is read from the right, as far
+    as ``client_address`` reads X-Forwarded-For; a proxy that does not pass the list on has set the last one.
+    """
+    trusted = _contains(proxies, peer) if peer else unix
+    if not trusted or not forwarded_proto:
+        return scheme
+    named = 1
+    left, comma, hop = (forwarded_for or "").rpartition(",")
+    while comma and _contains(proxies, hop.strip()):
+        named += 1
+        left, comma, hop = left.rpartition(",")
+    schemes = forwarded_proto.split(",")
+    return schemes[-min(named, len(schemes))].strip().lower()
+
+
+def is_loopback(address: str | None) -> bool:
+    """Say whether a client is on this very machine."""
+    return _contains(_LOOPBACK, address)
 
 
 def _contains(blocks: Networks, address: str | None) -> bool:

@@ -11,6 +11,7 @@
     │   │   ├── ExpiredKey           401  expired_key
     │   │   ├── InactiveUser         401  inactive_user
     │   │   ├── AddressNotAllowed    403  address_not_allowed
+    │   │   ├── InsecureTransport    403  insecure_transport
     │   │   ├── InsufficientScope    403  insufficient_scope
     │   │   └── AmbiguousKey         400  ambiguous_key
     │   └── StoreUnavailable         503  store_unavailable
@@ -111,6 +112,14 @@ class AddressNotAllowed(AuthenticationError):
     status = 403
     code = "address_not_allowed"
     detail = "The API key may not be used from this address."
+
+
+class InsecureTransport(AuthenticationError):
+    """The key, good or bad, came over a connection that is not encrypted."""
+
+    status = 403
+    code = "insecure_transport"
+    detail = "An API key must be sent over an encrypted connection, https."
 
 
 class InsufficientScope(AuthenticationError):

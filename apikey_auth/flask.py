@@ -57,9 +57,9 @@ class APIKeyAuth:
     def __init__(
         self, auth: Authenticator[object], app: Flask | None = None, **options: Unpack[Options]
     ) -> None:
-        check_authenticator(auth, Authenticator)
         self._auth = auth
         self._policy = Policy(**options)
+        check_authenticator(auth, Authenticator, self._policy)
         self._apps: WeakSet[Flask] = WeakSet()
         if app is not None:
             self.init_app(app)

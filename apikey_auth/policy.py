@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
 from .cache import Verdict
 from .credentials import DEFAULT_CARRIERS, Bearer, Carrier, Credential, Header, HeaderReader, Query, read
-from .decisions import Identity, Networks, client_address, networks
+from .decisions import Identity, Networks, client_address, client_scheme, is_loopback, networks
 from .errors import AmbiguousKey, ConfigurationError, MissingKey, Refusal
 from .keys import checked_scopes
 from .responses import Response, guard, respond, vary_on
@@ -24,6 +24,7 @@ VISIT = "apikey_auth.visit"
 """Where it holds the ``Visit``."""
 
 UNIX = "unix"
+ENCRYPTED = ("https", "wss")
 
 _REALM = re.compile(r"[ !#-\[\]-~]*")  # what a quoted-string holds unescaped, RFC 9110 section 5.6.4
 
@@ -43,7 +44,11 @@ class Options(TypedDict, total=False):
     ``realm``: the realm that challenges name.
     ``render``: writes the body of a refusal, given the refusal and the path below the mount point: a content
     type and the body, or None for the problem details.
-    ``trusted_proxies``: CIDR blocks whose ``X-Forwarded-For`` is believed, ``"unix"`` for a Unix socket.
+    ``trusted_proxies``: CIDR blocks whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed,
+    ``"unix"`` for a Unix socket.
+    ``insecure``: what becomes of a key that was sent over plain http, unless from this machine: ``"allow"``,
+    ``"refuse"`` with 403, good or bad alike, or ``"revoke"`` it as well (draft-ietf-httpapi-privacy).
+    ``hide_credentials``: keys are cut out of the headers too, before the application sees them.
     """
 
     required: bool
@@ -53,6 +58,8 @@ class Options(TypedDict, total=False):
     realm: str
     render: "Render | None"
     trusted_proxies: Sequence[str]
+    insecure: Literal["allow", "refuse", "revoke"]
+    hide_credentials: bool
 
 
 class Policy:
@@ -63,6 +70,8 @@ class Policy:
         "exact",
         "has_exempt",
         "header",
+        "hide_credentials",
+        "insecure",
         "lead",
         "on_invalid",
         "parameter",
@@ -94,6 +103,12 @@ class Policy:
         self.render = options.get("render")
         if self.render is not None and not callable(self.render):
             raise ConfigurationError(f"render is a function of a refusal and a path, not {self.render!r}")
+        self.insecure = options.get("insecure", "allow")
+        if self.insecure not in ("allow", "refuse", "revoke"):
+            raise ConfigurationError(f"insecure is 'allow', 'refuse' or 'revoke', not {self.insecure!r}")
+        self.hide_credentials = options.get("hide_credentials", False)
+        if not isinstance(self.hide_credentials, bool):
+            raise ConfigurationError(f"hide_credentials is True or False, not {self.hide_credentials!r}")
         self.carriers = _checked_carriers(options.get("carriers", DEFAULT_CARRIERS))
         self.header, self.lead, self.parameter = _usual_places(self.carriers)
         self.variable = self.header and f"HTTP_{self.header.upper().replace('-', '_')}"  # RFC 3875 4.1.18
@@ -112,17 +127,22 @@ class Policy:
         query: str = "",
         peer: str | None = None,
         outer: "Visit | None" = None,
+        scheme: str = "https",
     ) -> "Visit":
         """Read what a request says of its key.
 
         ``path`` is the decoded path below the application's mount point, ``peer`` the address of the other
-        end of the connection, ``outer`` the visit of a middleware further out: what that one cut out of the
-        URL is read all the same.
+        end of the connection, ``scheme`` its scheme, ``outer`` the visit of a middleware further out: what
+        that one cut out is read all the same.
         """
         sent = query if outer is None else outer.sent
+        if outer is not None and outer.hidden:
+            header = _with(outer.hidden, header)
         credential = read(self.carriers, header, sent)
         visit = Visit(self, method, path, credential, self.address_of(peer, header), outer)
         visit.exempt = self.exempts(path) or _is_preflight(method, header)
+        if self.insecure != "allow" and credential.carried and not visit.exempt:
+            visit.is_exposed = not self.is_secure(scheme, peer, header)
         visit.sent = sent
         visit.query = visit.credential.query if outer is None else self.without_keys(f"?{query}")[1:]
         return visit
@@ -132,6 +152,25 @@ class Policy:
         if self.proxies or self.unix:
             return client_address(peer, header("X-Forwarded-For"), self.proxies, self.unix)
         return peer
+
+    def is_secure(self, scheme: str, peer: str | None, header: HeaderReader) -> bool:
+        """Say whether nobody could listen between the client and this server, or its named proxies."""
+        if self.proxies or self.unix:
+            forwarded = header("X-Forwarded-For"), header("X-Forwarded-Proto")
+            scheme = client_scheme(scheme, peer, *forwarded, self.proxies, self.unix)
+        return scheme in ENCRYPTED or is_loopback(self.address_of(peer, header))
+
+    def hides(self, name: str, value: str) -> bool:
+        """Say whether a header of a request carries a key that the application is not to see.
+
+        ``name`` is in lower case. An ``Authorization`` of a scheme that no carrier reads stays.
+        """
+        for carrier in self.carriers:
+            if isinstance(carrier, Header) and name == carrier.name.lower():
+                return True
+            if isinstance(carrier, Bearer) and name == "authorization":
+                return bool(carrier.values(lambda _: value))
+        return False
 
     def without_keys(self, target: str) -> str:
         """Cut the key out of a request target, ``/path?query``, and leave the rest, byte for byte."""
@@ -155,10 +194,12 @@ class Visit:
 
     ``query`` is the query string to leave, ``sent`` what it was with the key in it. ``identity`` and
     ``refusal`` are set by the authenticator that admits it, ``authority`` names that one. ``answered`` says that
-    the application has begun an answer, ``accepted`` that it took a websocket.
+    the application has begun an answer, ``accepted`` that it took a websocket. ``is_exposed`` says that the key
+    was sent in the clear, ``hidden`` are the headers with keys that were cut out, by their lower-case names.
     """
 
-    exempt = answered = accepted = False
+    exempt = is_exposed = answered = accepted = False
+    hidden: Mapping[str, str] | None = None
     outer: "Visit | None" = None
     authority: object = None
     identity: Identity[Any] | None = None
@@ -322,6 +363,10 @@ def _usual_places(carriers: tuple[Carrier, ...]) -> tuple[str | None, str, str |
         return None, "", None
     lead = f"{headers[0].scheme} " if isinstance(headers[0], Bearer) else ""
     return headers[0].name.lower(), lead, parameters[0] if parameters else None
+
+
+def _with(hidden: Mapping[str, str], header: HeaderReader) -> HeaderReader:
+    return lambda name: hidden[name.lower()] if name.lower() in hidden else header(name)
 
 
 def _is_preflight(method: str, header: HeaderReader) -> bool:

@@ -13,7 +13,7 @@ from random import randint
 from types import MappingProxyType
 
 from .credentials import Bearer, Carrier, Query
-from .errors import InsufficientScope, MissingKey, Refusal, StoreUnavailable
+from .errors import InsecureTransport, InsufficientScope, MissingKey, Refusal, StoreUnavailable
 
 GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
 """The headers of an application's answer that ``guard`` has a say in, in lower case."""
@@ -99,6 +99,8 @@ def challenges(refusal: Refusal, carriers: Sequence[Carrier], realm: str) -> Ite
         if refusal.status == 401 and not other.is_standard:
             yield f'{other.scheme} realm="{realm}"'
     error = _BEARER_ERRORS.get(refusal.status)
+    if isinstance(refusal, InsecureTransport):
+        return  # another key would not help
     if error is not None and any(carrier.is_standard for carrier in tokens):
         challenge = f'Bearer realm="{realm}"'
         if not isinstance(refusal, MissingKey):  # RFC 6750 section 3.1: no error without credentials

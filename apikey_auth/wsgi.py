@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Unpack
 
 from .authenticate import AsyncAuthenticator, Authenticator, check_authenticator
 from .cache import Verdict
-from .credentials import HeaderReader, read
+from .credentials import HeaderReader, Query, read
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, caller_of, mount_pattern, play
-from .policy import IDENTITY, VISIT, Options, Policy, Recognition, Visit, outer_visit, require, visit_of
+from .policy import (
+    ENCRYPTED,
+    IDENTITY,
+    VISIT,
+    Options,
+    Policy,
+    Recognition,
+    Visit,
+    outer_visit,
+    require,
+    visit_of,
+)
 from .responses import GUARDED, Response, guard
 
 if TYPE_CHECKING:
@@ -46,12 +57,12 @@ class APIKeyMiddleware:
     def __init__(
         self, application: "WSGIApplication", auth: Authenticator[object], **options: Unpack[Options]
     ) -> None:
-        check_authenticator(auth, Authenticator)
+        self._policy = Policy(**options)
+        check_authenticator(auth, Authenticator, self._policy)
         if iscoroutinefunction(application) or iscoroutinefunction(getattr(application, "__call__", None)):  # noqa: B004
             raise ConfigurationError("this is an ASGI application: use apikey_auth.asgi.APIKeyMiddleware")
         self._application = application
         self._auth = auth
-        self._policy = Policy(**options)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         visit = receive(environ, self._policy, self._auth)
@@ -144,12 +155,19 @@ def receive(
     policy: Policy,
     auth: Authenticator[Any] | AsyncAuthenticator[Any],
     path: str | None = None,
+    scheme: str | None = None,
 ) -> Visit:
-    """Recognize a request's key, or else read the request and cut the key out of its URL."""
-    if (verdict := _recognized(environ, policy, auth, path)) is not None:
+    """Recognize a request's key, or else read the request and cut the key out of its URL.
+
+    ``path`` and ``scheme`` are those that the framework has found, if they are not the environ's.
+    """
+    scheme = scheme or environ.get("wsgi.url_scheme", "http")
+    if (verdict := _recognized(environ, policy, auth, path, scheme)) is not None:
         recognition = environ[VISIT] = _Recognition(policy, auth, verdict, dict(environ))
         if path is not None:
             recognition.path = path
+        if policy.hide_credentials:
+            _hide(environ, recognition)
         return recognition
     query = environ.get("QUERY_STRING", "")
     visit = policy.visit(
@@ -159,8 +177,11 @@ def receive(
         query,
         environ.get("REMOTE_ADDR"),
         outer_visit(environ),
+        scheme,
     )
     environ[VISIT] = visit
+    if policy.hide_credentials:
+        _hide(environ, visit)
     if visit.query != query:
         environ["QUERY_STRING"] = visit.query
         for target in _TARGETS:
@@ -195,6 +216,7 @@ def _recognized(
     policy: Policy,
     auth: Authenticator[Any] | AsyncAuthenticator[Any],
     path: str | None,
+    scheme: str,
 ) -> Verdict | None:
     """Recognize a key that stands where keys usually do; None for any request that needs a closer look."""
     found: str | None = environ.get(policy.variable) if policy.variable else None
@@ -205,11 +227,25 @@ def _recognized(
             return None
     if policy.has_exempt and policy.exempts(path_of(environ) if path is None else path):
         return None
+    if policy.insecure != "allow" and scheme not in ENCRYPTED:
+        return None
     if policy.lead:
         if not found.startswith(policy.lead):
             return None
         found = found[len(policy.lead) :]
     return auth.recognize(found.encode("utf-8", "replace"))
+
+
+def _hide(environ: "WSGIEnvironment", visit: Visit) -> None:
+    """Cut keys out of the headers."""
+    hidden = dict(visit.outer.hidden if visit.outer and visit.outer.hidden else {})
+    for carrier in visit.policy.carriers:
+        if isinstance(carrier, Query):
+            continue
+        variable = f"HTTP_{carrier.name.upper().replace('-', '_')}"
+        if (value := environ.get(variable)) is not None and visit.policy.hides(carrier.name.lower(), value):
+            hidden[carrier.name.lower()] = environ.pop(variable)
+    visit.hidden = hidden
 
 
 def header_reader(environ: "WSGIEnvironment") -> HeaderReader:

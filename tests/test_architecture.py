@@ -37,11 +37,13 @@ CORE = {
     "eviction": {"cache", "keys", "stores.protocol"},
     "flights": {"forking"},
     "breaker": {"errors", "forking"},
+    "exposure": {"forking"},
     "usage": {"errors", "forking", "keys", "stores.protocol"},
     "authenticate": {
         *(
             "breaker",
             "cache",
+            "exposure",
             "errors",
             "eviction",
             "flights",
@@ -276,6 +278,7 @@ PUBLIC = [
     "InThread",
     "InactiveUser",
     "Inline",
+    "InsecureTransport",
     "InsufficientScope",
     "InvalidKey",
     "IssuedKey",

@@ -327,3 +327,20 @@ async def give_up(hanging: Hanging, text: str) -> int:
         caller.cancel()
     await asyncio.wait(callers)
     return sum(caller.cancelled() for caller in callers)
+
+
+def test_while_one_asks_again_the_others_are_stale_at_once(make: Make) -> None:
+    hanging = make(stale_if_error=30.0)
+    texts = warm(hanging, 3)
+    hanging.app.ticks.now += BOUND
+    first = hanging.start(texts[0])
+    hanging.pass_deadline()
+    assert first.outcomes == {"stale": 1}
+    hanging.app.calls()
+    hanging.app.ticks.now += BOUND / 2
+    asking = hanging.start(texts[0])
+    assert {hanging.app.outcome(text) for text in texts} == {"stale"}
+    assert not any(answer.done() for answer in asking.answers)  # nobody waited for it
+    assert hanging.app.calls() == {"changes": 1}
+    hanging.pass_deadline()
+    assert asking.outcomes == {"stale": 1}

@@ -55,6 +55,9 @@ def admitted(which):
         ({"required": None}, "required is True or False"),
         ({"on_invalid": "ignore"}, "on_invalid is 'reject' or 'anonymous', not 'ignore'"),
         ({"on_invalid": None}, "on_invalid"),
+        ({"insecure": "deny"}, "insecure is 'allow', 'refuse' or 'revoke', not 'deny'"),
+        ({"insecure": False}, "insecure"),
+        ({"hide_credentials": "yes"}, "hide_credentials is True or False, not 'yes'"),
         ({"realm": 'a"b'}, "realm"),
         ({"realm": "a\\b"}, "realm"),
         ({"realm": "a\nb"}, "realm"),
@@ -105,6 +108,8 @@ def test_every_option_that_is_typed_has_an_effect():
         "realm": "shop",
         "render": lambda refusal, path: None,
         "trusted_proxies": ["unix", "::1"],
+        "insecure": "refuse",
+        "hide_credentials": True,
     }
     assert set(changes) == set(Options.__annotations__)
     for name, value in changes.items():

@@ -27,6 +27,12 @@ REFUSALS = {
         "Forbidden",
         "The API key may not be used from this address.",
     ),
+    "insecure_transport": (
+        errors.InsecureTransport(),
+        403,
+        "Forbidden",
+        "An API key must be sent over an encrypted connection, https.",
+    ),
     "insufficient_scope": (
         InsufficientScope(["a", "b"]),
         403,
@@ -138,6 +144,7 @@ BEARER = {
     "expired_key": ['Bearer realm="api", error="invalid_token"'],
     "inactive_user": ['Bearer realm="api", error="invalid_token"'],
     "address_not_allowed": ['Bearer realm="api", error="insufficient_scope"'],
+    "insecure_transport": [],
     "insufficient_scope": ['Bearer realm="api", error="insufficient_scope", scope="a b"'],
     "ambiguous_key": ['Bearer realm="api", error="invalid_request"'],
     "store_unavailable": [],

@@ -704,8 +704,10 @@ def life(seconds: Callable[[Any, APIKey | None], float]) -> Mutation:
     def mutate(patch: pytest.MonkeyPatch) -> None:
         original = VerdictCache.verdict
 
-        def verdict(self: Any, key_id: str, key: APIKey | None, matches: bool, fence: Fence) -> Verdict:
-            made = original(self, key_id, key, matches, fence)
+        def verdict(
+            self: Any, key_id: str, key: APIKey | None, matches: bool, fence: Fence, *rest: Any
+        ) -> Verdict:
+            made = original(self, key_id, key, matches, fence, *rest)
             return replace(made, until=fence.at + seconds(self, key))
 
         patch.setattr(VerdictCache, "verdict", verdict)

@@ -21,6 +21,8 @@
         "REALM": "api",
         "RENDER": None,
         "TRUSTED_PROXIES": [],
+        "INSECURE": "allow",
+        "HIDE_CREDENTIALS": False,
     }
 
 All of it may be left out. Without STORE the keys are in the project's own database, in the one to which
@@ -85,10 +87,15 @@ _TIMES = ("MAX_STALENESS", "MAX_AGE", "STALE_IF_ERROR", "USER_MAX_AGE", "TOUCH_I
 
 # What a type checker would say of arguments, and cannot say of settings.
 _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
-    **dict.fromkeys(("PREFIX", "ON_INVALID", "REALM"), ("text", lambda value: isinstance(value, str))),
+    **dict.fromkeys(
+        ("PREFIX", "ON_INVALID", "REALM", "INSECURE"), ("text", lambda value: isinstance(value, str))
+    ),
     **dict.fromkeys(("PEPPERS", "SEAL_KEYS", "FORMATS", "CARRIERS"), ("a list", _is_list)),
     **dict.fromkeys(("EXEMPT", "TRUSTED_PROXIES"), ("a list", _is_list_or_set)),
-    **dict.fromkeys(("REQUIRED", "REQUIRE_SEAL"), ("True or False", lambda value: isinstance(value, bool))),
+    **dict.fromkeys(
+        ("REQUIRED", "REQUIRE_SEAL", "HIDE_CREDENTIALS"),
+        ("True or False", lambda value: isinstance(value, bool)),
+    ),
     **dict.fromkeys(_TIMES, ("a number of seconds", _is_number)),
     "CACHE_SIZE": ("a whole number", lambda value: _is_number(value) and isinstance(value, int)),
     "RENDER": ("a function or None", lambda value: value is None or callable(value)),

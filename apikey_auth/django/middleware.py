@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
-from ..authenticate import AsyncAuthenticator, Authenticator
+from ..authenticate import AsyncAuthenticator, Authenticator, check_authenticator
 from ..errors import ConfigurationError, Refusal
 from ..policy import VISIT, Recognition, Visit
 from ..responses import GUARDED, Response
@@ -57,7 +57,9 @@ class APIKeyMiddleware:
         if self._is_async:
             markcoroutinefunction(self)
         check_order()
-        _ = setup().async_authenticator if self._is_async else setup().authenticator  # now, not at a request
+        now = setup()  # and not at a request
+        auth = now.async_authenticator if self._is_async else now.authenticator
+        check_authenticator(auth, type(auth), now.policy)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
@@ -92,11 +94,17 @@ class APIKeyMiddleware:
 def _receive(request: HttpRequest, auth: Authenticator[Any] | AsyncAuthenticator[Any]) -> Visit:
     """Read a request, and cut the key out of every place where Django and the server keep the URL."""
     query = request.META.get("QUERY_STRING", "")
-    visit = receive(request.META, setup().policy, auth, request.path_info)
+    visit = receive(request.META, setup().policy, auth, request.path_info, request.scheme)
+    scope = getattr(request, "scope", None)
     if not isinstance(visit, Recognition) and visit.query != query:
         request.__dict__.pop("GET", None)  # an earlier middleware may have parsed the query string
-        if (scope := getattr(request, "scope", None)) is not None:
+        if scope is not None:
             scope["query_string"] = visit.query.encode()
+    if visit.hidden:
+        request.__dict__.pop("headers", None)
+        if scope is not None:
+            hidden = {name.encode("latin-1") for name in visit.hidden}
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in hidden]
     return visit
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -19,9 +19,10 @@ class Request:
     client: str | None = "127.0.0.1"
     body: bytes = b""
     mount: str = ""
+    scheme: str = "http"
 
     def with_header(self, name: str, value: str) -> "Request":
-        return Request(self.target, (*self.headers, (name, value)), self.method, self.client, self.body)
+        return replace(self, headers=(*self.headers, (name, value)))
 
     @property
     def path(self) -> bytes:
@@ -60,7 +61,7 @@ def call_wsgi(application: Any, request: Request) -> Answer:
         "CONTENT_LENGTH": str(len(request.body)),
         "REMOTE_ADDR": request.client or "",
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http",
+        "wsgi.url_scheme": request.scheme,
         "wsgi.input": io.BytesIO(request.body),
         "wsgi.errors": io.StringIO(),
         "wsgi.multithread": False,
@@ -100,7 +101,7 @@ async def acall_asgi(application: Any, request: Request) -> Answer:
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
         "method": request.method,
-        "scheme": "http",
+        "scheme": request.scheme,
         "root_path": request.mount,
         "path": request.mount + path,
         "raw_path": request.target.partition("?")[0].encode("latin-1"),

@@ -23,6 +23,7 @@ DETAILS = {
     "expired_key": (401, "The API key has expired."),
     "inactive_user": (401, "The owner of the API key is not active."),
     "address_not_allowed": (403, "The API key may not be used from this address."),
+    "insecure_transport": (403, "An API key must be sent over an encrypted connection, https."),
     "insufficient_scope": (403, "The API key lacks the scope reports:read."),
     "ambiguous_key": (400, "The request carries more than one API key."),
     "store_unavailable": (503, "API keys cannot be checked at the moment."),
@@ -243,6 +244,11 @@ TABLE: dict[str, Case] = {
     "in grace": Case(None, rotated(3599), "ada"),
     "past grace": Case("expired_key", rotated(3600)),
     "an address of its list": Case(None, from_address("203.0.113.7"), "ada"),
+    "in the clear where that is refused": Case(
+        "insecure_transport",
+        lambda w: header(issued(w).text, client="203.0.113.9"),
+        options={"insecure": "refuse"},
+    ),
     "an address outside its list": Case("address_not_allowed", from_address("198.51.100.7")),
     "no address where it has a list": Case("address_not_allowed", from_address(None)),
     "an address of its list, forwarded by a named proxy": Case(
