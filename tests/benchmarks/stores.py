@@ -120,8 +120,8 @@ class InSQL:
             "mysql": "SELECT SUM(data_length + index_length) FROM information_schema.tables "
             f"WHERE table_name = '{KEYS.name}' AND table_schema = DATABASE()",
         }
-        with self.engine.connect() as connection:
-            return int(connection.exec_driver_sql(sizes[connection.dialect.name]).scalar_one())
+        with self.engine.connect() as joined:
+            return int(joined.exec_driver_sql(sizes[joined.dialect.name]).scalar_one())
 
     def close(self) -> None:
         self.store.close()
@@ -220,8 +220,9 @@ def _figures(bench: Any) -> Iterator[str]:
 
 def _spread(bench: Any, keys: Sequence[APIKey]) -> float:
     """Time a get, over keys from everywhere, twice: the first time brings them into the server's memory."""
+    times: list[float] = []
     for _ in range(2):
-        times = []
+        times.clear()
         for each in keys:
             start = perf_counter()
             bench.store.get(each.id)
