@@ -121,6 +121,12 @@ class Faulty:
     def records(self) -> Records:
         return dict(self.memory._keys)
 
+    def empty(self) -> None:
+        """Forget all keys."""
+        self.memory._keys.clear()
+        self.memory._revisions.clear()
+        self.arm()
+
     def _play(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             self.asked.append(name)
@@ -321,9 +327,6 @@ async def test_an_operation_that_meets_a_fault_is_done_to_the_call_that_met_it_a
             assert await faulty.outcome(text) == faulty.truth(text)
 
 
-ONCE = {"issue", "ensure", "rotate", "rotate at once"}
-
-
 def described(records: Records) -> list[tuple[Any, ...]]:
     """Describe records by what an operation that is done again shall come to."""
     keys = sorted(records.values(), key=lambda key: (key.owner, key.name, key.created_at, key.last4))
@@ -368,3 +371,336 @@ async def test_a_key_whose_issue_was_not_confirmed_is_known_to_nobody_and_may_be
     (orphan,) = [key for key in await settled(faulty.auth.keys.list("ada")) if key.name == "new"]
     await settled(faulty.auth.keys.revoke(orphan.id))
     assert faulty.store.records[orphan.id].revoked_at is not None
+
+
+# Who is let in
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How an authenticator came to the moment at which a key is used, and what it asks the store then."""
+
+    calls: tuple[str, ...]
+    warm: bool = True  # the key was used before
+    asked: bool = True  # some key was
+    seconds: float = 0.0  # since then
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def goes_on(self, seconds: float) -> bool:
+        """Say whether a key that was good is so much later, if the store cannot be asked what has changed."""
+        return self.warm and self.seconds + seconds < BOUND + self.options.get("stale_if_error", 0.0)
+
+
+PHASES = {
+    "the first key of all": Phase(("changes", "get"), warm=False, asked=False),
+    "a cold key": Phase(("get",), warm=False),
+    "a warm key": Phase(()),
+    "a warm key when a poll is due": Phase(("changes",), seconds=BOUND / 2),
+    "a key past the bound": Phase(("changes",), seconds=BOUND),
+    "a cold key past the bound": Phase(("get",), warm=False, seconds=BOUND),
+    "a key that may be stale": Phase(("changes",), seconds=BOUND, options={"stale_if_error": STALE}),
+    "a key that may be stale no more": Phase(
+        ("changes",), seconds=BOUND + STALE, options={"stale_if_error": STALE}
+    ),
+    "a key that is never remembered": Phase(("get",), options={"cache_size": 0}),
+}
+WAS_GOOD = ("good", "revoked", "disabled")
+KEYS = (*WAS_GOOD, "expired", "unknown")
+
+
+async def visited(is_async: bool, phase: Phase) -> Office:
+    """Make an authenticator that is in a phase. What is revoked there was good when it was used before."""
+    office = Office(is_async, **phase.options)
+    for name in ("good", "revoked", "disabled"):
+        office.issue(name)
+    office.issue("expired", expires_in=DAY)
+    office.issue("another")
+    office.texts["unknown"] = SCHEME.mint().text
+    if phase.asked:
+        for text in office.texts.values() if phase.warm else [office.texts["another"]]:
+            await office.outcome(text)
+    if not phase.warm or phase.seconds >= BOUND:  # before the bound, nobody need know
+        office.elsewhere.revoke(office.ids["revoked"])
+        office.elsewhere.edit(office.ids["disabled"], disabled=True)
+    office.clock.advance(DAY)
+    office.store.ticks.now += phase.seconds
+    office.store.arm()
+    return office
+
+
+async def asked_in(is_async: bool, phase: Phase, key: str) -> int:
+    """Count the calls of the store that it takes to answer truly who comes with a key."""
+    office = await visited(is_async, phase)
+    assert await office.outcome(office.texts[key]) == office.truth(office.texts[key])
+    assert key != "good" or office.store.asked == [*phase.calls]
+    return len(office.store.asked)
+
+
+@pytest.mark.parametrize("name", PHASES)
+@pytest.mark.parametrize("key", KEYS)
+async def test_whoever_comes_while_a_call_meets_a_fault_is_told_the_truth_or_to_come_again(
+    is_async: bool, name: str, key: str
+) -> None:
+    phase = PHASES[name]
+    for number in range(1, await asked_in(is_async, phase, key) + 1):
+        for fault in FAULTS.values():
+            office = await visited(is_async, phase)
+            text = office.texts[key]
+            office.store.arm(number, fault)
+            outcome, truth = await office.outcome(text), office.truth(text)
+            if fault.error is None:
+                assert outcome == truth
+            elif key in WAS_GOOD and office.store.asked == ["changes"] and phase.goes_on(fault.seconds):
+                assert outcome == ("in" if phase.seconds + fault.seconds < BOUND else "stale")
+            else:
+                assert outcome in (truth, "store_unavailable")
+            office.store.arm()
+            office.store.ticks.now += BOUND
+            assert await office.outcome(text) == truth
+
+
+async def test_a_key_that_ends_while_its_read_is_late_does_not_enter(is_async: bool) -> None:
+    office = Office(is_async)
+    office.issue("short", expires_in=timedelta(seconds=1))
+    get = office.store.get
+
+    def late(key_id: str) -> APIKey | None:
+        office.clock.advance(LATE)
+        found: APIKey | None = get(key_id)
+        return found
+
+    office.store.get = late
+    assert await office.outcome(office.texts["short"]) == "expired_key"
+
+
+async def test_behind_an_open_breaker_everybody_is_told_to_come_again_until_one_call_is_answered(
+    is_async: bool,
+) -> None:
+    office = await visited(is_async, PHASES["a key that is never remembered"])
+    texts = [office.texts[key] for key in KEYS]
+    for _ in range(FAILURES):
+        office.store.arm(1, FAULTS["breaks"])
+        assert await office.outcome(texts[0]) == "store_unavailable"
+    office.store.arm()
+    assert {await office.outcome(text) for text in texts} == {"store_unavailable"}
+    assert await office.outcome("acme_junk") == "invalid_key"
+    assert office.store.asked == []
+    office.store.ticks.now += PAUSE
+    assert [await office.outcome(text) for text in texts] == [office.truth(text) for text in texts]
+
+
+# What is written later
+
+OLD, NEW = "the old pepper, 2025", "the new pepper, 2026"
+FLUSHED = ["touch", "swap", "swap"]
+
+
+async def used(is_async: bool, chance: Random) -> tuple[Office, list[str]]:
+    """Make an authenticator that has noted the use of two keys, whose digests are to be renewed."""
+    chance.seed(1)
+    office = Office(is_async, touch_interval=60.0)
+    office.auth.scheme = KeyScheme("acme", peppers=[OLD, NEW])
+    elsewhere = KeyManager(office.store.memory, KeyScheme("acme", peppers=[OLD]), clock=office.clock)
+    issued = [elsewhere.issue("ada") for _ in range(2)]
+    for each in issued:
+        assert await office.outcome(each.text) == "in"
+    office.store.arm()
+    return office, [each.text for each in issued]
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+async def test_a_flush_that_meets_a_fault_raises_nothing_and_loses_no_use_and_no_digest(
+    is_async: bool, chance: Random, fault: Fault
+) -> None:
+    model, texts = await used(is_async, chance)
+    before = model.store.records
+    await settled(model.auth.flush())
+    assert model.store.asked == FLUSHED
+    done = model.store.records
+    assert all(key.last_used_at == NOW and key.digest != before[key.id].digest for key in done.values())
+    for number in range(1, len(FLUSHED) + 1):
+        office, texts = await used(is_async, chance)
+        office.store.arm(number, fault)
+        await settled(office.auth.flush())
+        for key_id, key in office.store.records.items():
+            assert replace(key, last_used_at=None) in (
+                replace(before[key_id], last_used_at=None),
+                replace(done[key_id], last_used_at=None),
+            )
+            assert key.last_used_at in (None, NOW)
+        office.store.arm()
+        for text in texts:
+            assert await office.outcome(text) == "in"
+        office.store.ticks.now += 2 * BOUND
+        office.auth._cache.evict_all()  # as where a key is read anew one day
+        assert [await office.outcome(text) for text in texts] == ["in", "in"]
+        await settled(office.auth.flush())
+        assert office.store.records == done
+        assert office.auth.lost_uses == 0
+
+
+# What HTTP says
+
+
+@pytest.fixture(scope="session")
+def django_people() -> None:
+    """Give Django's database the users that the other applications have in a dict."""
+    from django.contrib.auth.models import User as DjangoUser
+    from django.db import connection
+
+    call_command("migrate", verbosity=0)
+    for owner in (ADA, BOB, CHIEF, CARL):
+        DjangoUser.objects.get_or_create(
+            pk=int(owner), username=f"person-{owner}", is_active=owner != CARL, is_superuser=owner == CHIEF
+        )
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[None]:
+    with RUNNER:
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("django_people", "runner")
+REDUCED = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+
+
+class Town(World):
+    """A world whose store is faulty and whose authenticators have clocks that stand."""
+
+    store: Faulty
+    options: Mapping[str, Any] = {}
+    auths: list[Any]
+
+    def authenticator(self) -> Authenticator[Any]:
+        auth = Authenticator(
+            self.store, self.scheme, load_user=self.users.get, clock=self.clock, **self.options
+        )
+        return self.tamed(auth)
+
+    def async_authenticator(self) -> AsyncAuthenticator[Any]:
+        async def load_user(owner: str) -> Any:
+            return self.users.get(owner)
+
+        auth = AsyncAuthenticator(
+            Inline(self.store), self.scheme, load_user=load_user, clock=self.clock, **self.options
+        )
+        return self.tamed(auth)
+
+    def tamed(self, auth: T) -> T:
+        self.auths.append(auth)
+        tame(auth, self.store.ticks)
+        return auth
+
+    def begin_anew(self) -> None:
+        """Let the authenticators know nothing, as when they were made, of a store with no keys."""
+        self.store.empty()
+        for auth in self.auths:
+            auth._cache._start_anew()
+            tame(auth, self.store.ticks)
+        self.now = NOW
+
+
+def a_town(users: Any, **options: Any) -> Town:
+    town = Town(store=Faulty(), scheme=SCHEME, now=NOW, users=users)
+    town.options, town.auths = {"max_staleness": BOUND, "touch_interval": 0, **options}, []
+    return town
+
+
+def tame_django(town: Town) -> None:
+    """Give the authenticators of Django's setting the clocks of a town."""
+    setup = conf.setup()
+    for auth in (setup.async_authenticator, *(() if setup.is_async else (setup.authenticator,))):
+        auth._clock = town.clock
+        town.tamed(auth)
+
+
+Send = Callable[[Request], Answer]
+
+
+@contextmanager
+def sending(name: str, town: Town, **options: Any) -> Iterator[Send]:
+    """Serve the application of a framework. Django's stays as it is from one request to the next."""
+    if not name.startswith("django"):
+        yield APPLICATIONS[name](town, **options)
+        return
+    with django_settings(town, options | dict(town.options)):
+        tame_django(town)
+        if name == "django":
+            handler = WSGIHandler()
+            yield lambda request: call_wsgi(handler, request)
+        else:
+            async_handler = ASGIHandler()
+            yield lambda request: RUNNER.run(acall_asgi(async_handler, request))
+
+
+def check_unavailable(answer: Answer) -> None:
+    """See that an answer tells its client to come again, and nothing of the key."""
+    assert answer.status == 503
+    assert answer.header("retry-after") in ("1", "2")
+    assert answer.header("cache-control") == "no-store"
+    assert answer.header("www-authenticate") is None
+    assert answer.header("content-type") == "application/problem+json"
+    problem = json.loads(answer.body)
+    assert (problem["type"], problem["code"]) == (REDUCED, "store_unavailable")
+
+
+OPTIONS: Mapping[str, Any] = {"/me": {}, "/public": {"on_invalid": "anonymous"}}
+MOMENTS = (
+    "the first key of all",
+    "a cold key",
+    "a warm key when a poll is due",
+    "a key past the bound",
+    "a key that may be stale",
+    "a key that is never remembered",
+)
+
+
+def come_to(town: Town, send: Send, phase: Phase, key: str, path: str) -> Request:
+    """Come to a phase, and give the request to make then."""
+    town.begin_anew()
+    keys = KeyManager(town.store.memory, SCHEME, clock=town.clock)
+    issued, another = keys.issue(ADA), keys.issue(ADA)
+    request = Request(path, (("apikey", issued.text),))
+    if phase.asked:
+        used = request if phase.warm else Request(path, (("apikey", another.text),))
+        assert said(send(used))[1] is not None
+    if key == "revoked":
+        keys.revoke(issued.key.id)
+    town.store.ticks.now += phase.seconds
+    town.store.arm()
+    return request
+
+
+def said(answer: Answer) -> tuple[int, str | None]:
+    """Tell the status of an answer, and the name of the user that a page saw."""
+    return answer.status, json.loads(answer.body).get("user")
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+@pytest.mark.parametrize("app", APPLICATIONS)
+def test_every_application_answers_truly_or_503_whichever_call_meets_a_fault(app: str, path: str) -> None:
+    for phase in map(PHASES.__getitem__, MOMENTS):
+        town = a_town({ADA: User("ada")}, **phase.options)
+        with sending(app, town, **OPTIONS[path]) as send:
+            entered = said(send(come_to(town, send, phase, "good", path)))
+            assert entered[1] is not None
+            assert town.store.asked == [*phase.calls]
+            for key in ("good", "revoked") if not phase.warm or phase.seconds >= BOUND else ("good",):
+                truth = said(send(come_to(town, send, phase, key, path)))
+                assert (truth == entered) == (key == "good")
+                for number in range(1, len(town.store.asked) + 1):
+                    for fault in FAULTS.values():
+                        request = come_to(town, send, phase, key, path)
+                        town.store.arm(number, fault)
+                        answer = send(request)
+                        if fault.error is None:
+                            assert said(answer) == truth
+                        elif town.store.asked == ["changes"] and phase.goes_on(fault.seconds):
+                            assert said(answer) == entered
+                        else:
+                            check_unavailable(answer)
+                        town.store.arm()
+                        town.store.ticks.now += BOUND
+                        assert said(send(request)) == truth
