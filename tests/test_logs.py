@@ -130,7 +130,7 @@ def test_a_text_without_keys_is_the_same_object(text: str) -> None:
     assert FILTER.mask(text) is text or FILTER.mask(text) == text
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS, ids=[f"key{number}" for number in range(len(KEYS))])
 def test_of_a_key_its_id_is_left(key: str) -> None:
     start = key.rpartition("_")[0]
     assert FILTER.mask(f"<{key}>") == f"<{start}_***>"
@@ -161,6 +161,7 @@ def test_of_a_key_its_id_is_left(key: str) -> None:
         (f"/?apikey={KEY}A&page=2", "/?apikey=***&page=2"),
         (f"/?apikey=A{KEY}", "/?apikey=***"),
     ],
+    ids=lambda text: text.replace(KEY, "KEY").replace(MASKED, "MASKED"),
 )
 def test_the_value_of_the_parameter_and_the_header_is_masked_whatever_it_looks_like(
     text: str, masked: str
