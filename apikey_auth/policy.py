@@ -222,7 +222,7 @@ class Visit:
         self.outer = outer
         self.query = self.sent = ""
         if credential.text is None:
-            self.refusal = AmbiguousKey() if credential.ambiguous else MissingKey()
+            self.refusal = AmbiguousKey(detail=credential.clash) if credential.ambiguous else MissingKey()
 
     @property
     def text(self) -> str | None:

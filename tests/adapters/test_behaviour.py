@@ -33,6 +33,9 @@ DETAILS = {
 BLANK = "it has white space in it or around it"
 STRANGE = "it has characters in it that no key has"
 MISTYPED = "it was mistyped or altered, as its last characters do not fit the others"
+COMMA = "the header apikey was sent more than once, or holds a comma"
+IN_URL_TWICE = "the parameter apikey is in the URL more than once"
+DIFFERENT = "those in a header and the URL differ"
 ELSEWHERE = "it is a key of another product or environment; keys here begin with acme_"
 
 
@@ -194,13 +197,17 @@ TABLE: dict[str, Case] = {
         None, lambda w: Request("/me?apikey=" + issued(w).text.replace("_", "%5F")), "ada"
     ),
     "header and URL the same": Case(None, header_and_url(same=True), "ada"),
-    "header and URL different": Case("ambiguous_key", header_and_url(same=False)),
-    "two headers, different": Case("ambiguous_key", two_headers("<key>", "other")),
-    "two headers, the same": Case("ambiguous_key", two_headers("<key>", "<key>")),
-    "two headers, one of them empty": Case("ambiguous_key", two_headers("", "<key>")),
-    "two keys in a header, joined by a comma": Case("ambiguous_key", sending("one,two")),
-    "key twice in the URL, the same": Case("ambiguous_key", target("/me?apikey=<key>&APIKEY=<key>")),
-    "key twice in the URL, different": Case("ambiguous_key", target("/me?apikey=<key>&apikey=other")),
+    "header and URL different": Case("ambiguous_key", header_and_url(same=False), hint=DIFFERENT),
+    "two headers, different": Case("ambiguous_key", two_headers("<key>", "other"), hint=COMMA),
+    "two headers, the same": Case("ambiguous_key", two_headers("<key>", "<key>"), hint=COMMA),
+    "two headers, one of them empty": Case("ambiguous_key", two_headers("", "<key>"), hint=COMMA),
+    "two keys in a header, joined by a comma": Case("ambiguous_key", sending("one,two"), hint=COMMA),
+    "key twice in the URL, the same": Case(
+        "ambiguous_key", target("/me?apikey=<key>&APIKEY=<key>"), hint=IN_URL_TWICE
+    ),
+    "key twice in the URL, different": Case(
+        "ambiguous_key", target("/me?apikey=<key>&apikey=other"), hint=IN_URL_TWICE
+    ),
     "no key where none is needed": Case(None, lambda w: Request("/public"), None, carried=False),
     "no key where the route needs one": Case("missing_key", lambda w: Request("/me"), carried=False),
     "no key where the middleware needs one": Case(
@@ -279,7 +286,9 @@ TABLE: dict[str, Case] = {
     "a bad key, let in as a visitor where the middleware needs one": Case(
         "invalid_key", lambda w: header("nonsense", "/public"), options=ANONYMOUS | REQUIRED
     ),
-    "two keys, bad ones let in as visitors": Case("ambiguous_key", sending("one,two"), options=ANONYMOUS),
+    "two keys, bad ones let in as visitors": Case(
+        "ambiguous_key", sending("one,two"), options=ANONYMOUS, hint=COMMA
+    ),
     "a bad key on a public page": Case("invalid_key", lambda w: header("nonsense", "/public")),
     "a CORS preflight": Case(
         None,
