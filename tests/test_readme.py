@@ -44,16 +44,19 @@ def somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_every_block_is_of_a_kind_that_is_run_here() -> None:
     languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
     counts = {name: languages.count(name) for name in set(languages)}
-    assert counts == {"sh": 2, "console": 3, "python": 14}
+    assert counts == {"sh": 2, "console": 3, "python": 17}
     tested = [
         "In your application",
         "Starlette",
+        "FastAPI",
         "Flask",
         "Django",
         "Django",
         "WSGI",
         "ASGI",
+        "Keys in logs",
         "Keys",
+        "Events",
         "Keys over HTTP",
         "Stores",
         "Coming from another system",
@@ -95,7 +98,7 @@ def test_the_snippet_is_a_complete_application(framework: str, call: Any) -> Non
     namespace["auth"].store.close()
 
 
-@pytest.mark.parametrize("framework", ["ASGI", "Starlette"])
+@pytest.mark.parametrize("framework", ["ASGI", "Starlette", "FastAPI"])
 def test_the_async_snippet_is_a_complete_application(framework: str) -> None:
     (source,) = blocks("python", framework)
     namespace = run(source)
@@ -163,6 +166,53 @@ print(client.get("/reports", headers={{"apikey": issued.text}}).json())
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"acme_\w{12}_\w{38}", done.stdout.splitlines()[0])
     assert "2" in done.stderr + done.stdout.split("\n", 1)[1]  # both of ada's keys
+
+
+def test_openapi_shows_what_the_fastapi_snippet_asks_for() -> None:
+    (source,) = blocks("python", "FastAPI")
+    document = run(source)["app"].openapi()
+    assert document["paths"]["/reports"]["get"]["security"] == [
+        {name: ["reports:read"]} for name in document["components"]["securitySchemes"]
+    ]
+
+
+@pytest.mark.parametrize("setting", ["one line", "dictConfig"])
+def test_keys_are_masked_in_logs(setting: str) -> None:
+    (source,) = blocks("python", "Keys in logs")
+    (as_filter,) = re.findall(r"`(\{\"\(\)\".*?\})`", README)
+    if setting == "dictConfig":
+        handler = {"class": "logging.StreamHandler", "filters": ["keys"]}
+        source = f"""
+from logging.config import dictConfig
+dictConfig({{
+    "version": 1,
+    "filters": {{"keys": {as_filter}}},
+    "handlers": {{"console": {handler}}},
+    "root": {{"handlers": ["console"]}},
+}})
+"""
+    # In a process of its own: the logs of this one are not to be changed.
+    log = """
+import logging
+from apikey_auth import KeyScheme
+text = KeyScheme("acme").mint().text
+logging.getLogger("any").warning("%s and /?apikey=abcd", text)
+print(text)
+"""
+    command = [sys.executable, "-W", "error", "-c", source + log]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    masked = done.stdout.rpartition("_")[0] + "_***"
+    assert done.stderr == f"{masked} and /?apikey=***\n"
+
+
+def test_hooks_are_told_what_happened(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (source,) = blocks("python", "Events")
+    caplog.set_level("DEBUG", "apikey_auth.events")
+    key_id = run(source)["issued"].key.id
+    assert capsys.readouterr().out == f"to user-1: your key {key_id} was revoked, laptop lost\n"
+    assert [record.__dict__["event"] for record in caplog.records] == ["issued", "authenticated", "revoked"]
 
 
 def test_the_loader_is_called_as_it_says() -> None:
