@@ -15,7 +15,7 @@ from .credentials import DEFAULT_CARRIERS, Bearer, Carrier, Credential, Header, 
 from .decisions import Identity, Networks, client_address, client_scheme, is_loopback, networks
 from .errors import AmbiguousKey, ConfigurationError, MissingKey, Refusal
 from .keys import checked_scopes
-from .responses import Response, guard, respond, vary_on
+from .responses import Answers, Response, guard, vary_on
 
 IDENTITY = "apikey_auth.identity"
 """Where a WSGI environ or an ASGI scope holds the ``Identity`` of a request that came with a good key."""
@@ -66,6 +66,7 @@ class Policy:
     """The options of a middleware, checked once. Raises ConfigurationError for one that will not do."""
 
     __slots__ = (
+        "answers",
         "carriers",
         "exact",
         "has_exempt",
@@ -113,6 +114,7 @@ class Policy:
         self.header, self.lead, self.parameter = _usual_places(self.carriers)
         self.variable = self.header and f"HTTP_{self.header.upper().replace('-', '_')}"  # RFC 3875 4.1.18
         self.vary = vary_on(self.carriers)
+        self.answers = Answers(self.carriers, self.realm)
         paths = _checked_paths(options.get("exempt", ()))
         self.exact = frozenset(path for path in paths if path == "/" or not path.endswith("/"))
         self.prefixes = tuple(path for path in paths if path not in self.exact)
@@ -276,7 +278,7 @@ class Visit:
         policy = self.policy
         if rendered is None and policy.render is not None:
             rendered = policy.render(refusal, self.path)
-        return respond(refusal, policy.carriers, policy.realm, self.method, self.credential.in_url, rendered)
+        return policy.answers.to(refusal, self.method, self.credential.in_url, rendered)
 
     @property
     def privacy(self) -> tuple[str, bool, bool]:

@@ -8,12 +8,26 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from random import randint
 from types import MappingProxyType
 
 from .credentials import Bearer, Carrier, Query
-from .errors import InsecureTransport, InsufficientScope, MissingKey, Refusal, StoreUnavailable
+from .errors import (
+    AddressNotAllowed,
+    AmbiguousKey,
+    DisabledKey,
+    ExpiredKey,
+    InactiveUser,
+    InsecureTransport,
+    InsufficientScope,
+    InvalidKey,
+    MissingKey,
+    Refusal,
+    RevokedKey,
+    StoreUnavailable,
+)
 
 GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
 """The headers of an application's answer that ``guard`` has a say in, in lower case."""
@@ -22,6 +36,14 @@ GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
 _REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 _WEAKER = ("public", "s-maxage", "private=", "must-understand")
 _BEARER_ERRORS = {400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope"}
+# The refusals of which the detail tells all; an application may give any, so only so many are kept.
+_ALIKE = frozenset(
+    {
+        *(MissingKey, InvalidKey, RevokedKey, DisabledKey, ExpiredKey),
+        *(InactiveUser, AddressNotAllowed, InsecureTransport, AmbiguousKey),
+    }
+)
+_MOST_READY = 256
 _SCOPE = re.compile(r"[!#-\[\]-~]+")  # scope-token, RFC 6749 section 3.3
 _ESCAPED = re.compile(r"\\.")
 _DIRECTIVE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')  # Cache-Control, RFC 9111 section 5.2
@@ -42,7 +64,37 @@ class Response:
     @property
     def status_line(self) -> str:
         """The status code and its phrase, as ``404 Not Found``."""
-        return f"{self.status} {HTTPStatus(self.status).phrase}"
+        return _status_line(self.status)
+
+
+@lru_cache
+def _status_line(status: int) -> str:
+    return f"{status} {HTTPStatus(status).phrase}"
+
+
+class Answers:
+    """The answers of one middleware to refusals; those that are given again and again are kept ready.
+
+    ``carriers`` and ``realm`` are what challenges name.
+    """
+
+    def __init__(self, carriers: Sequence[Carrier], realm: str) -> None:
+        self._carriers = carriers
+        self._realm = realm
+        self._ready: dict[tuple[type[Refusal], str, bool, bool], Response] = {}
+
+    def to(
+        self, refusal: Refusal, method: str, in_url: bool, rendered: tuple[str, bytes] | None = None
+    ) -> Response:
+        """Give the answer to a refusal; see ``respond``."""
+        if rendered is not None or type(refusal) not in _ALIKE:
+            return respond(refusal, self._carriers, self._realm, method, in_url, rendered)
+        told = type(refusal), refusal.detail, method == "HEAD", in_url
+        if (ready := self._ready.get(told)) is None:
+            ready = respond(refusal, self._carriers, self._realm, method, in_url)
+            if len(self._ready) < _MOST_READY:
+                self._ready[told] = ready
+        return ready
 
 
 def respond(
