@@ -68,7 +68,15 @@ def hint(text: str, scheme: Scheme) -> str | None:
     """
     plain = _LETTERS.fullmatch(text) is not None
     fault = _fault_of_letters(text, scheme) if plain else _fault(_unmangled(text), scheme)
-    return None if fault is None else f"{InvalidKey.detail.rstrip('.')}: {fault}."
+    return None if fault is None else _sentence(fault)
+
+
+def _sentence(fault: str) -> str:
+    return f"{InvalidKey.detail.rstrip('.')}: {fault}."
+
+
+MISTYPED = _sentence(_MISTYPED)
+"""The hint for a text with the scheme's prefix, the layout of a key, and another check."""
 
 
 def _unmangled(text: str) -> str:

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 from . import hashing
 from .errors import ConfigurationError, InvalidKey
 from .formats import Format, OpaqueTokens
-from .hints import hint
-from .layout import BASE62, CHECK_LENGTH, ID_LENGTH, SEAL_LENGTH, SECRET_LENGTH
+from .hints import MISTYPED, hint
+from .layout import BASE62, CHECK_LENGTH, ID_LENGTH, SEAL_LENGTH, SECRET_LENGTH, fits
 from .layout import base62 as _base62
 from .layout import checksum as _checksum
 
@@ -146,6 +146,7 @@ class KeyScheme:
     require_seal: bool = False
     _seals: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
     _peppers: tuple[hashing.Pepper, ...] = field(init=False, repr=False, compare=False)
+    _start: str = field(init=False, repr=False, compare=False)
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _stand_in: str = field(init=False, repr=False, compare=False)
 
@@ -165,6 +166,7 @@ class KeyScheme:
         _assign(self, "_seals", tuple(hashing.derive(key, "seal") for key in self.seal_keys))
         _assign(self, "formats", tuple(self.formats))
         _assign(self, "_peppers", tuple(map(hashing.Pepper.of, self.peppers)))
+        _assign(self, "_start", f"{self.prefix}_")
         _assign(self, "_pattern", _pattern_of(self.prefix))
         _assign(self, "_stand_in", self.digest(""))  # no request can carry the empty text
 
@@ -185,21 +187,34 @@ class KeyScheme:
         """
         if not isinstance(text, str):
             raise TypeError(f"a key is text, not {type(text).__name__}")
+        found = self.read(text)
+        if isinstance(found, InvalidKey):
+            raise found
+        return found
+
+    def read(self, text: str) -> KeyText | InvalidKey:
+        """Take a key text apart, or say why it is none: ``parse``, whose refusal is given and not raised."""
         if len(text) > MAX_TEXT:
-            raise InvalidKey
-        if text.startswith(f"{self.prefix}_"):
-            match = self._pattern.fullmatch(text)
-            if match is None or _checksum(text[:-CHECK_LENGTH]) != match["check"]:
-                raise InvalidKey(detail=hint(text, self))
-            if self._seals and not self._is_sealed(match["body"], match["seal"]):
-                raise InvalidKey
-            return KeyText(match["id"], text, match["secret"], self.prefix)
+            return InvalidKey()
+        if not text.startswith(self._start):
+            return self._read_foreign(text)
+        match = self._pattern.fullmatch(text)
+        if match is None:
+            return InvalidKey(detail=hint(text, self))
+        body, key_id, secret, seal, check = match.groups()
+        if not fits(text[:-CHECK_LENGTH], check):
+            return InvalidKey(detail=MISTYPED)
+        if self._seals and not self._is_sealed(body, seal):
+            return InvalidKey()
+        return KeyText(key_id, text, secret, self.prefix)
+
+    def _read_foreign(self, text: str) -> KeyText | InvalidKey:
         if self.formats and _OPAQUE.fullmatch(text):
             for read in self.formats:
                 if (found := read(text)) is not None:
                     key_id, digested = found
                     return KeyText(key_id, digested, digested)
-        raise InvalidKey(detail=hint(text, self))
+        return InvalidKey(detail=hint(text, self))
 
     def _is_sealed(self, body: str, seal: str | None) -> bool:
         if seal is None:

@@ -12,6 +12,16 @@ def checksum(body: str) -> str:
     return base62(zlib.crc32(body.encode("ascii")), CHECK_LENGTH)
 
 
+def fits(body: str, check: str) -> bool:
+    """Say whether a check is that of an ASCII text; read from its end, where most others differ at once."""
+    number = zlib.crc32(body.encode("ascii"))
+    for character in reversed(check):
+        number, digit = divmod(number, 62)
+        if BASE62[digit] != character:
+            return False
+    return True
+
+
 def base62(number: int, length: int) -> str:
     """Write the last ``length`` digits of a number, zeros in front."""
     digits = []
