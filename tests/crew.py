@@ -66,9 +66,9 @@ class Crew:
     def warm(self, worker: int, text: str) -> None:
         """Use a key until a worker has it in its cache, and lets it in without a call of its store."""
         assert self.use(worker, text).code == "in"
-        reads = self.state(worker)["calls"]["get"]
+        reads = self.state(worker)["calls"].get("get", 0)
         assert self.use(worker, text).code == "in"
-        assert self.state(worker)["calls"]["get"] == reads
+        assert self.state(worker)["calls"].get("get", 0) == reads
 
     def revoke(self, worker: int, key_id: str) -> float:
         """Revoke a key through a worker, and tell when that one's answer was here."""
@@ -186,6 +186,11 @@ def asgi() -> Any:
         await send({"type": "http.response.body", "body": body})
 
     async def use(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for step in ("startup", "shutdown"):
+                assert (await receive())["type"] == f"lifespan.{step}"
+                await send({"type": f"lifespan.{step}.complete"})
+            return
         await answer(send, 200, json.dumps({"worker": os.getpid()}).encode())
 
     guarded = APIKeyMiddleware(use, auth, required=True)
@@ -196,6 +201,9 @@ def asgi() -> Any:
                 message["headers"] = [*message["headers"], (b"worker", b"%d" % os.getpid())]
             await send(message)
 
+        if scope["type"] == "lifespan":
+            await guarded(scope, receive, send)
+            return
         path = scope["path"]
         if not _is_for(dict(scope["headers"]).get(b"worker", b"").decode()):
             await answer(named, 421, b"")

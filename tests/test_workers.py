@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -29,11 +30,12 @@ class Kind:
     on_postgresql: bool = False  # else in a SQLite file
 
 
+UVICORN = "-m uvicorn --port PORT --workers NUMBER --factory crew:asgi"
 KINDS = {
     "gunicorn-preload": Kind(f"{GUNICORN} --preload", 4),
     "gunicorn-gevent": Kind(f"{GUNICORN} --worker-class gevent", 2, on_postgresql=True),
     "gunicorn-gevent-preload": Kind(f"{GUNICORN} --worker-class gevent --preload", 2),
-    "uvicorn": Kind("-m uvicorn --port PORT --lifespan off --workers NUMBER --factory crew:asgi", 2),
+    "uvicorn": Kind(f"{UVICORN} --lifespan off", 2),
 }
 SIMULTANEOUS = [name for name in KINDS if name != "gunicorn-preload"]  # whose workers do many things at once
 
@@ -143,9 +145,9 @@ def use_at_once(crew: Crew, worker: int, text: str) -> Counter[str]:
 def test_many_first_uses_at_once_cost_a_worker_one_read(site: Site) -> None:
     crew, text = site.crew, site.keys.issue("u1").text
     for worker in crew.workers:
-        before = crew.state(worker)["calls"]["get"]
+        before = crew.state(worker)["calls"].get("get", 0)
         assert use_while_it_hangs(crew, worker, "get", text) == {"in": MANY}
-        assert crew.state(worker)["calls"]["get"] == before + 1
+        assert crew.state(worker)["calls"].get("get", 0) == before + 1
 
 
 @only(*SIMULTANEOUS)
@@ -155,9 +157,9 @@ def test_while_a_worker_that_was_idle_asks_what_changed_nobody_enters(site: Site
     revoked_at = monotonic()
     until(lambda: monotonic() > revoked_at + bound)
     for worker in crew.workers:
-        before = crew.state(worker)["calls"]["changes"]
+        before = crew.state(worker)["calls"].get("changes", 0)
         assert use_while_it_hangs(crew, worker, "changes", issued.text) == {"revoked_key": MANY}
-        assert crew.state(worker)["calls"]["changes"] == before + 1
+        assert crew.state(worker)["calls"].get("changes", 0) == before + 1
 
 
 def use_while_it_hangs(crew: Crew, worker: int, method: str, text: str) -> Counter[str]:
@@ -173,3 +175,22 @@ def use_while_it_hangs(crew: Crew, worker: int, method: str, text: str) -> Count
             crew.ask(worker, "/heal")
         assert waiting == 1
         return Counter(user.result().code for user in users)
+
+
+@pytest.mark.parametrize("name", ["gunicorn-preload", "gunicorn-gevent-preload", "uvicorn"])
+def test_workers_write_which_keys_were_used_when_they_end_and_not_before(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    command = kind.command.replace("NUMBER", str(kind.workers)).replace("--lifespan off", "--lifespan on")
+    url = f"sqlite:///{tmp_path}/keys.db"
+    with closing(SQLKeyStore(url, create=True)) as store:
+        keys = KeyManager(store)
+        issued = [keys.issue("u1") for _ in range(kind.workers)]
+        unused = keys.issue("u1")
+        with working(command, kind.workers, tmp_path, DATABASE=url) as crew:
+            for worker, each in zip(crew.workers, issued, strict=True):
+                for _ in range(3):
+                    assert crew.use(worker, each.text).code == "in"
+                assert "touch" not in crew.state(worker)["calls"]
+            assert [keys.get(each.key.id).last_used_at for each in issued] == [None] * kind.workers
+        until(lambda: all(keys.get(each.key.id).last_used_at for each in issued))
+        assert keys.get(unused.key.id).last_used_at is None
