@@ -164,6 +164,11 @@ def networks(blocks: tuple[str, ...]) -> Networks:
     return tuple(map(ip_network, blocks))
 
 
+def is_proxy(peer: str | None, proxies: Networks, unix: bool) -> bool:
+    """Say whether the other end of a connection is a proxy that the deployment names."""
+    return _contains(proxies, peer) if peer else unix
+
+
 _LOOPBACK = networks(("127.0.0.0/8", "::1/128"))
 
 
@@ -174,8 +179,7 @@ def client_address(peer: str | None, forwarded_for: str | None, proxies: Network
     from the right, and only as long as the address to the right of it is a named proxy: whatever stands
     further left was written by somebody nobody vouches for.
     """
-    trusted = _contains(proxies, peer) if peer else unix
-    if not trusted or not forwarded_for:
+    if not is_proxy(peer, proxies, unix) or not forwarded_for:
         return peer or None
     left, comma, hop = forwarded_for.rpartition(",")
     while comma and _contains(proxies, hop.strip()):
@@ -196,8 +200,7 @@ def client_scheme(
     ``scheme`` is that of the connection that arrived here. X-Forwarded-Proto is read from the right, as far
     as ``client_address`` reads X-Forwarded-For; a proxy that does not pass the list on has set the last one.
     """
-    trusted = _contains(proxies, peer) if peer else unix
-    if not trusted or not forwarded_proto:
+    if not is_proxy(peer, proxies, unix) or not forwarded_proto:
         return scheme
     named = 1
     left, comma, hop = (forwarded_for or "").rpartition(",")

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
 from .cache import Verdict
 from .credentials import DEFAULT_CARRIERS, Bearer, Carrier, Credential, Header, HeaderReader, Query, read
-from .decisions import Identity, Networks, client_address, client_scheme, is_loopback, networks
+from .decisions import Identity, Networks, client_address, client_scheme, is_loopback, is_proxy, networks
 from .errors import AmbiguousKey, ConfigurationError, MissingKey, Refusal
 from .keys import checked_scopes
 from .responses import Answers, Response, guard, vary_on
@@ -157,10 +157,12 @@ class Policy:
 
     def is_secure(self, scheme: str, peer: str | None, header: HeaderReader) -> bool:
         """Say whether nobody could listen between the client and this server, or its named proxies."""
-        if self.proxies or self.unix:
+        address = peer
+        if is_proxy(peer, self.proxies, self.unix):
             forwarded = header("X-Forwarded-For"), header("X-Forwarded-Proto")
             scheme = client_scheme(scheme, peer, *forwarded, self.proxies, self.unix)
-        return scheme in ENCRYPTED or is_loopback(self.address_of(peer, header))
+            address = self.address_of(peer, header) if forwarded[0] else None  # not the proxy's own
+        return scheme in ENCRYPTED or is_loopback(address)
 
     def hides(self, name: str, value: str) -> bool:
         """Say whether a header of a request carries a key that the application is not to see.
@@ -278,7 +280,8 @@ class Visit:
         policy = self.policy
         if rendered is None and policy.render is not None:
             rendered = policy.render(refusal, self.path)
-        return policy.answers.to(refusal, self.method, self.credential.in_url, rendered)
+        _, _, in_url = self.privacy
+        return policy.answers.to(refusal, self.method, in_url, rendered)
 
     @property
     def privacy(self) -> tuple[str, bool, bool]:
@@ -292,28 +295,35 @@ class Visit:
 
 
 class Recognition(Visit, Generic[H]):
-    """The visit of a request whose key was recognized: it stood in a header, and nowhere else.
+    """The visit of a request whose key was recognized, or was none: it stood in a header, and nowhere else.
 
     What hardly anybody asks is found out when it is asked, from what was ``seen``: a copy of the WSGI environ
     or the ASGI scope.
     """
 
-    def __init__(self, policy: Policy, authority: object, verdict: Verdict, seen: H) -> None:
-        self.policy = policy
-        self.authority = authority
-        self.verdict = verdict
-        self.identity = verdict.identity
-        self.seen = seen
+    pending: Verdict | None = None
+    """The verdict whose identity an authenticator has yet to find, by ``let_in``."""
 
-    def find_out(self) -> None:
-        """Set what the visit has beside."""
+    def __init__(self, policy: Policy, authority: object, found: Verdict | Refusal, seen: H) -> None:
+        self.policy = policy
+        self.seen = seen
+        if isinstance(found, Refusal):
+            self.refusal = found
+            return
+        self.authority = authority
+        self.identity = found.identity
+        if found.identity is None:
+            self.pending = found
+
+    def find_out(self, name: str) -> Any:
+        """Find what the visit has beside."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("method", "path", "query", "sent", "address", "credential"):
             raise AttributeError(name)
-        self.find_out()
-        return getattr(self, name)
+        found = self.__dict__[name] = self.find_out(name)
+        return found
 
     @property
     def privacy(self) -> tuple[str, bool, bool]:

@@ -16,7 +16,7 @@ Build = Callable[..., Send]
 
 FAR = "203.0.113.9"  # a client
 PROXY = "10.0.0.1"  # one that the deployment names
-PROXIES = ["10.0.0.0/8"]
+PROXIES = ["10.0.0.0/8", "127.0.0.2"]
 
 
 def request(text: str, *headers: tuple[str, str], **fields: Any) -> Request:
@@ -100,6 +100,11 @@ def test_a_client_of_no_address_may_not(build: Build, world: World) -> None:
         (PROXY, None, "https", "in"),
         (PROXY, "127.0.0.1", "http", "in"),  # who sits at the proxy itself
         (PROXY, f"127.0.0.1, {FAR}", "http", "insecure_transport"),
+        ("127.0.0.2", FAR, "https", "in"),
+        ("127.0.0.2", FAR, "http", "insecure_transport"),
+        ("127.0.0.2", "127.0.0.1", "http", "in"),
+        ("127.0.0.2", None, "http", "insecure_transport"),  # the proxy is on this machine, not its client
+        ("127.0.0.2", None, None, "insecure_transport"),
         (FAR, "127.0.0.1", "https", "insecure_transport"),  # anybody can say so
     ],
 )
