@@ -91,11 +91,11 @@ class APIKeyMiddleware:
             await self._app(scope, receive, _flushing(self._auth, send))
             return
         visit: Visit
-        if (verdict := self._recognized(scope)) is not None:
-            scope[VISIT] = visit = _Recognition(self._policy, self._auth, verdict, dict(scope))
+        if (found := self._recognized(scope)) is not None:
+            scope[VISIT] = visit = _Recognition(self._policy, self._auth, found, dict(scope))
             plain = self._plain
-            if verdict.identity is None:
-                await self._auth.let_in(visit, verdict)
+            if visit.pending is not None:
+                await self._auth.let_in(visit, visit.pending)
             if self._policy.hide_credentials:
                 _hide(scope, visit)
         else:
@@ -115,7 +115,7 @@ class APIKeyMiddleware:
                 raise
             await _answer(visit.respond(refusal), scope, send, accepted=visit.accepted)
 
-    def _recognized(self, scope: Scope) -> Verdict | None:
+    def _recognized(self, scope: Scope) -> Verdict | Refusal | None:
         """Recognize a key that stands where keys usually do; None for any request that needs a closer look."""
         wanted, found = self._header, None
         headers = scope.get("headers", ())
@@ -159,13 +159,16 @@ class APIKeyMiddleware:
 class _Recognition(Recognition[Scope]):
     """``seen`` is the scope as it was: the application may change it."""
 
-    def find_out(self) -> None:
+    def find_out(self, name: str) -> Any:
+        if name == "method":
+            return self.seen.get("method", "GET")
+        if name == "path":
+            return path_below_mount(self.seen)
         header = _header_reader(self.seen["headers"])
-        self.method = self.seen.get("method", "GET")
-        self.path = path_below_mount(self.seen)
-        self.query = self.sent = self.seen.get("query_string", b"").decode("latin-1")
-        self.address = self.policy.address_of(_peer(self.seen.get("client")), header)
-        self.credential = read(self.policy.carriers, header, self.query)
+        if name == "address":
+            return self.policy.address_of(_peer(self.seen.get("client")), header)
+        query = self.seen.get("query_string", b"").decode("latin-1")
+        return read(self.policy.carriers, header, query) if name == "credential" else query
 
 
 class KeyManagement:
@@ -347,6 +350,11 @@ def _encoded(headers: Any) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
+@lru_cache(maxsize=256)
+def _encoded_answer(headers: tuple[tuple[str, str], ...]) -> Sequence[tuple[bytes, bytes]]:
+    return _encoded(headers)
+
+
 async def _answer(response: Response, scope: Scope, send: Send, *, accepted: bool = False) -> None:
     """Send a response of ours; a websocket is denied before it is accepted, and closed after."""
     kind = "http.response"
@@ -355,6 +363,6 @@ async def _answer(response: Response, scope: Scope, send: Send, *, accepted: boo
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": response.status_line})
             return
         kind = _DENIAL
-    headers = _encoded(response.headers)
+    headers = list(_encoded_answer(response.headers))  # whoever stands further out may change it
     await send({"type": f"{kind}.start", "status": response.status, "headers": headers})
     await send({"type": f"{kind}.body", "body": response.body})

@@ -32,6 +32,7 @@ from .errors import (
     AuthenticationError,
     ConfigurationError,
     InsecureTransport,
+    InvalidKey,
     MissingKey,
     Refusal,
     StoreUnavailable,
@@ -280,17 +281,19 @@ class Authenticator(Generic[U_co]):
         """Of how many uses it will never be written that they were the last ones: there was no room for them."""
         return self.uses.lost
 
-    def recognize(self, value: bytes) -> Verdict | None:
+    def recognize(self, value: bytes) -> Verdict | InvalidKey | None:
         """Find what holds for a key without waiting for anything: the way of nearly every request.
 
         ``value`` is all that a request's header holds. None says that it takes ``admit`` to find out. An
         equal digest is an equal text, so what the header holds is the key and nothing beside it. A verdict
-        that has no identity goes on to ``let_in``.
+        that has no identity goes on to ``let_in``. What can be no key is refused at once.
         """
         if len(value) > MAX_TEXT:
             return None
         verdict = self._cache.fresh(sha256(value).digest())
-        if verdict is None or (now := self._time()) >= verdict.ends:
+        if verdict is None:
+            return self._refuse_unread(value)
+        if (now := self._time()) >= verdict.ends:
             return None
         if verdict.identity is not None:
             if self.uses.is_on:
@@ -298,6 +301,17 @@ class Authenticator(Generic[U_co]):
             if self.events is not None:
                 self._tell(verdict.identity)
         return verdict
+
+    def _refuse_unread(self, value: bytes) -> InvalidKey | None:
+        """Refuse what is one text and no key, whatever the store may know."""
+        text = value.decode("ascii") if value.isascii() else ""
+        if not text or "," in text or text.strip() != text:
+            return None
+        found = self.scheme.read(text)
+        if not isinstance(found, InvalidKey):
+            return None
+        self._turned_away(found, None)
+        return found
 
     def let_in(self, visit: Visit, verdict: Verdict) -> None:
         """Find the identity of a visit whose key was recognized, and leave it, or a refusal, on the visit."""
@@ -586,17 +600,19 @@ class AsyncAuthenticator(Generic[U_co]):
         """Of how many uses it will never be written that they were the last ones: there was no room for them."""
         return self.uses.lost
 
-    def recognize(self, value: bytes) -> Verdict | None:
+    def recognize(self, value: bytes) -> Verdict | InvalidKey | None:
         """Find what holds for a key without waiting for anything: the way of nearly every request.
 
         ``value`` is all that a request's header holds. None says that it takes ``admit`` to find out. An
         equal digest is an equal text, so what the header holds is the key and nothing beside it. A verdict
-        that has no identity goes on to ``let_in``.
+        that has no identity goes on to ``let_in``. What can be no key is refused at once.
         """
         if len(value) > MAX_TEXT:
             return None
         verdict = self._cache.fresh(sha256(value).digest())
-        if verdict is None or (now := self._time()) >= verdict.ends:
+        if verdict is None:
+            return self._refuse_unread(value)
+        if (now := self._time()) >= verdict.ends:
             return None
         if verdict.identity is not None:
             if self.uses.is_on:
@@ -604,6 +620,17 @@ class AsyncAuthenticator(Generic[U_co]):
             if self.events is not None:
                 self._tell(verdict.identity)
         return verdict
+
+    def _refuse_unread(self, value: bytes) -> InvalidKey | None:
+        """Refuse what is one text and no key, whatever the store may know."""
+        text = value.decode("ascii") if value.isascii() else ""
+        if not text or "," in text or text.strip() != text:
+            return None
+        found = self.scheme.read(text)
+        if not isinstance(found, InvalidKey):
+            return None
+        self._turned_away(found, None)
+        return found
 
     async def let_in(self, visit: Visit, verdict: Verdict) -> None:
         """Find the identity of a visit whose key was recognized, and leave it, or a refusal, on the visit."""

@@ -162,8 +162,8 @@ def receive(
     ``path`` and ``scheme`` are those that the framework has found, if they are not the environ's.
     """
     scheme = scheme or environ.get("wsgi.url_scheme", "http")
-    if (verdict := _recognized(environ, policy, auth, path, scheme)) is not None:
-        recognition = environ[VISIT] = _Recognition(policy, auth, verdict, dict(environ))
+    if (found := _recognized(environ, policy, auth, path, scheme)) is not None:
+        recognition = environ[VISIT] = _Recognition(policy, auth, found, dict(environ))
         if path is not None:
             recognition.path = path
         if policy.hide_credentials:
@@ -194,21 +194,22 @@ def admit(visit: Visit, auth: Authenticator[Any]) -> None:
     """Have a visit that was received admitted, if that takes anything more."""
     if not isinstance(visit, _Recognition):
         auth.admit(visit)
-    elif visit.identity is None:
-        auth.let_in(visit, visit.verdict)
+    elif visit.pending is not None:
+        auth.let_in(visit, visit.pending)
 
 
 class _Recognition(Recognition["WSGIEnvironment"]):
     """``seen`` is the environ as it was: the application may change it."""
 
-    def find_out(self) -> None:
-        header = header_reader(self.seen)
-        self.method = self.seen["REQUEST_METHOD"]
-        if "path" not in self.__dict__:
-            self.path = path_of(self.seen)
-        self.query = self.sent = self.seen.get("QUERY_STRING", "")
-        self.address = self.policy.address_of(self.seen.get("REMOTE_ADDR"), header)
-        self.credential = read(self.policy.carriers, header, self.query)
+    def find_out(self, name: str) -> Any:
+        if name == "method":
+            return self.seen["REQUEST_METHOD"]
+        if name == "path":
+            return path_of(self.seen)
+        if name == "address":
+            return self.policy.address_of(self.seen.get("REMOTE_ADDR"), header_reader(self.seen))
+        query = self.seen.get("QUERY_STRING", "")
+        return read(self.policy.carriers, header_reader(self.seen), query) if name == "credential" else query
 
 
 def _recognized(
@@ -217,7 +218,7 @@ def _recognized(
     auth: Authenticator[Any] | AsyncAuthenticator[Any],
     path: str | None,
     scheme: str,
-) -> Verdict | None:
+) -> Verdict | Refusal | None:
     """Recognize a key that stands where keys usually do; None for any request that needs a closer look."""
     found: str | None = environ.get(policy.variable) if policy.variable else None
     if found is None or VISIT in environ or environ["REQUEST_METHOD"] == "OPTIONS":

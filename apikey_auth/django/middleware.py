@@ -78,8 +78,8 @@ class APIKeyMiddleware:
         visit = _receive(request, auth)
         if not isinstance(visit, Recognition):
             await auth.admit(visit)
-        elif visit.identity is None:
-            await auth.let_in(visit, visit.verdict)
+        elif visit.pending is not None:
+            await auth.let_in(visit, visit.pending)
         response = _refused(visit, visit.turned_away)
         if response is None:
             _identify(request, visit)
