@@ -5,7 +5,7 @@ MIDDLEWARE behind AuthenticationMiddleware, and run ``manage.py migrate``; the s
 ``conf``) may be left out.
 """
 
-from .conf import get_async_key_manager, get_key_manager
+from .conf import forget_user, get_async_key_manager, get_key_manager
 from .decorators import require_api_key
 
-__all__ = ["get_async_key_manager", "get_key_manager", "require_api_key"]
+__all__ = ["forget_user", "get_async_key_manager", "get_key_manager", "require_api_key"]
