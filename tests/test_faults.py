@@ -113,6 +113,7 @@ class Faulty:
         self.arm()
 
     get: Any
+    changes: Any
 
     def arm(self, number: int = 0, fault: Fault | None = None) -> None:
         """Begin to count anew. Without a number no call meets anything."""
@@ -474,6 +475,23 @@ async def test_a_key_that_ends_while_its_read_is_late_does_not_enter(is_async: b
     assert await office.outcome(office.texts["short"]) == "expired_key"
 
 
+async def test_a_key_that_is_revoked_while_a_late_answer_is_on_its_way_does_not_enter(is_async: bool) -> None:
+    office = Office(is_async)
+    text = office.issue("good")
+    assert await office.outcome(text) == "in"
+    office.store.ticks.now += BOUND
+    changes = office.store.changes
+
+    def late(since: Any) -> Any:
+        answer = changes(since)
+        office.elsewhere.revoke(office.ids["good"])
+        office.store.ticks.now += LATE
+        return answer
+
+    office.store.changes = late
+    assert await office.outcome(text) == "revoked_key"
+
+
 async def test_behind_an_open_breaker_everybody_is_told_to_come_again_until_one_call_is_answered(
     is_async: bool,
 ) -> None:
@@ -530,9 +548,8 @@ async def test_a_flush_that_meets_a_fault_raises_nothing_and_loses_no_use_and_no
             )
             assert key.last_used_at in (None, NOW)
         office.store.arm()
-        for text in texts:
-            assert await office.outcome(text) == "in"
-        office.store.ticks.now += 2 * BOUND
+        await settled(office.auth.flush())
+        assert all(key.last_used_at == NOW for key in office.store.records.values())
         office.auth._cache.evict_all()  # as where a key is read anew one day
         assert [await office.outcome(text) for text in texts] == ["in", "in"]
         await settled(office.auth.flush())
