@@ -70,6 +70,9 @@ class Fence:
     at: float
 
 
+_NO_MOMENT = Fence(0, NEVER)
+
+
 class VerdictCache:
     """At most ``size`` verdicts on good keys, and an eighth as many on others, so that these push out none.
 
@@ -308,12 +311,16 @@ class UserCache:
 
     def find(self, owner: str) -> object | None:
         """Give a copy of a user that was loaded not too long ago; None for none."""
+        if not self._max_age:
+            return None
         with self._lock:
             until, user = self._users.get(owner, (NEVER, None))
         return copy(user) if self._monotonic() < until else None
 
     def fence(self) -> Fence:
         """Note the moment, before a user is loaded."""
+        if not self._max_age:
+            return _NO_MOMENT
         return Fence(self._generation, self._monotonic())
 
     def keep(self, owner: str, user: object, fence: Fence) -> None:

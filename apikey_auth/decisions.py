@@ -127,9 +127,10 @@ def identify(key: APIKey, user: U_co | None, stale: bool = False) -> Identity[U_
     """Put key and user together. Raises InactiveUser for no user, or one whose ``is_active`` is false."""
     active = getattr(user, "is_active", True)
     _check_settled("load_user gave something to await: it must be 'async def' itself", user)
-    if callable(active):
-        active = active()
-    _check_settled("a user's is_active must not be async", active)
+    if active is not True:
+        if callable(active):
+            active = active()
+        _check_settled("a user's is_active must not be async", active)
     if user is None or user is False or not active:
         raise InactiveUser
     return Identity(user, key, stale)

@@ -16,16 +16,16 @@ def fits(body: str, check: str) -> bool:
     """Say whether a check is that of an ASCII text; read from its end, where most others differ at once."""
     number = zlib.crc32(body.encode("ascii"))
     for character in reversed(check):
-        number, digit = divmod(number, 62)
-        if BASE62[digit] != character:
+        if BASE62[number % 62] != character:
             return False
+        number //= 62
     return True
 
 
 def base62(number: int, length: int) -> str:
     """Write the last ``length`` digits of a number, zeros in front."""
-    digits = []
+    digits = ""
     for _ in range(length):
-        number, digit = divmod(number, 62)
-        digits.append(BASE62[digit])
-    return "".join(reversed(digits))
+        digits = BASE62[number % 62] + digits
+        number //= 62
+    return digits
