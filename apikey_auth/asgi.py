@@ -28,7 +28,7 @@ from .policy import (
     require,
     visit_of,
 )
-from .responses import GUARDED, Response, guard
+from .responses import GUARDED, GUARDED_LENGTHS, Response, guard
 
 __all__ = ["APIKeyMiddleware", "KeyManagement", "mount", "require"]
 
@@ -39,7 +39,6 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _GUARDED = {name.encode("ascii") for name in GUARDED}
-_LENGTHS = {len(name) for name in GUARDED}
 _DENIAL = "websocket.http.response"
 _STARTS = {"http.response.start", f"{_DENIAL}.start"}
 _POLICY_VIOLATION = 1008  # RFC 6455 section 7.4.1
@@ -256,7 +255,7 @@ def _guarded(
         if type(headers) is not list:
             headers = list(headers)
         for name, _ in headers:
-            if len(name) in _LENGTHS and name.lower() in _GUARDED:
+            if len(name) in GUARDED_LENGTHS and name.lower() in _GUARDED:
                 plain = _encoded(visit.guard(_said(headers)).items())
                 replaced = {name for name, _ in plain}
                 headers = [pair for pair in headers if pair[0].lower() not in replaced]

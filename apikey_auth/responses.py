@@ -32,6 +32,9 @@ from .errors import (
 GUARDED = frozenset({"vary", "cache-control", "referrer-policy"})
 """The headers of an application's answer that ``guard`` has a say in, in lower case."""
 
+GUARDED_LENGTHS = frozenset(map(len, GUARDED))
+"""How long their names are, which most others are not."""
+
 # The problem type for it in draft-ietf-httpapi-ratelimit-headers-10.
 _REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 _WEAKER = ("public", "s-maxage", "private=", "must-understand")
@@ -189,6 +192,7 @@ def guard(vary: str, carried: bool, in_url: bool, present: Mapping[str, str]) ->
     return headers
 
 
+@lru_cache
 def _plain_guard(vary: str, carried: bool, in_url: bool) -> Mapping[str, str]:
     headers = {"Vary": vary} if vary else {}
     if carried:

@@ -27,7 +27,7 @@ from .policy import (
     require,
     visit_of,
 )
-from .responses import GUARDED, Response, guard
+from .responses import GUARDED, GUARDED_LENGTHS, Response, guard
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["APIKeyMiddleware", "KeyManagement", "mount", "require"]
 
 Headers: TypeAlias = "list[tuple[str, str]]"
-
-_LENGTHS = {len(name) for name in GUARDED}
 
 # Where servers keep the target of the request besides QUERY_STRING.
 _TARGETS = ("REQUEST_URI", "RAW_URI")
@@ -294,7 +292,7 @@ def _start(
     visit.answered = True
     present: dict[str, str] = {}
     for name, value in headers:
-        if len(name) in _LENGTHS and (lowered := name.lower()) in GUARDED:
+        if len(name) in GUARDED_LENGTHS and (lowered := name.lower()) in GUARDED:
             present[lowered] = f"{present[lowered]}, {value}" if lowered in present else value
     if not present:
         headers = [*headers, *_plain_guard(*visit.privacy)]

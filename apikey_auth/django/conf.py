@@ -115,6 +115,7 @@ class Setup:
         self.policy = Policy(**_chosen(setting, _POLICY))
         self._scheme = KeyScheme(**_chosen(setting, _SCHEME))
         self._caching: Caching = _chosen(setting, _CACHING)  # type: ignore[assignment]  # by its own names
+        self.remembers_users = bool(self._caching.get("user_max_age"))
         self._events = _events(setting.get("ON_EVENT", ()))
         self._store, self._async_store = _stores(setting)
         self.is_async = self._store is None
@@ -226,7 +227,9 @@ def load_user(owner: str) -> "AbstractBaseUser | None":
         user = _exactly(owner, get_user_model()._default_manager.get(pk=owner))
     except _NO_USER:
         return None
-    if user is not None and transaction.get_connection(user._state.db).in_atomic_block:
+    if user is None or not setup().remembers_users:
+        return user
+    if transaction.get_connection(user._state.db).in_atomic_block:
         forget_user(owner)  # while it is loaded, so that what may be rolled back is not remembered
     return user
 

@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 from ..authenticate import AsyncAuthenticator, Authenticator, check_authenticator
 from ..errors import ConfigurationError, Refusal
 from ..policy import VISIT, Recognition, Visit
-from ..responses import GUARDED, Response
+from ..responses import GUARDED, GUARDED_LENGTHS, Response
 from ..wsgi import admit, receive
 from .conf import setup
 
@@ -136,7 +136,8 @@ def translated(response: Response) -> HttpResponse:
 
 
 def _guard(response: HttpResponseBase, visit: Visit) -> HttpResponseBase:
-    present = {name: response.headers[name] for name in GUARDED if name in response.headers}
+    said = [name for name in response.headers if len(name) in GUARDED_LENGTHS and name.lower() in GUARDED]
+    present = {name.lower(): response.headers[name] for name in said}
     for name, value in visit.guard(present).items():
         response.headers[name] = value
     return response
