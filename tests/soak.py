@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from math import inf
 from pathlib import Path
 from random import Random
@@ -60,11 +61,13 @@ TIMEOUT = 2.0  # seconds, of the stores
 TAIL = PAUSE + TIMEOUT + 0.5  # seconds after an outage in which the store may still seem to be gone
 STALE = 1.0  # seconds of stale_if_error, where it is given
 LANDING = 1.0  # seconds for which a read that is done may still be joined, on a machine however busy
+CALM = 9.0  # seconds between two outages at most
+OUTAGES = (0.3, 1.0, 1.5, 3.0, 5.0)  # seconds
 STALL = 0.5  # seconds by which a thread may wake up late; after more the machine counts as gone
 HUNG = 20.0  # seconds that no request takes: a poll and a read, each with a wait, a connection and an answer
 CLOCKS = 0.1  # seconds between what two clocks say of a duration
 PURGE_AGE = 30.0  # seconds after which the dead are deleted
-NOTING = 2.0  # seconds of touch_interval
+NOTING = 1.0  # seconds of touch_interval
 CACHED = 500  # keys; few, so that caches are full long before the end
 
 USERS = 3  # who make requests, of each application
@@ -819,28 +822,29 @@ class Soak:
 
     # Outages
 
-    def trouble(self, place: Place, server: Server, seed: int) -> None:
-        """Stop a server or let it hang, and start it again, every few seconds."""
+    def trouble(self, place: Place, server: Server, calm: float, seed: int) -> None:
+        """Stop a server and let it hang in turns, and start it again, each after some calm, in seconds at most."""
         chance = Random(seed)
+        ways = cycle([(server.stop, server.start), (server.pause, server.resume)])
         try:
-            while not self.stopped.wait(chance.uniform(3, 9)):
+            while not self.stopped.wait(chance.uniform(calm / 3, calm)):
                 with place.outages.one():
-                    stop, start = chance.choice(((server.stop, server.start), (server.pause, server.resume)))
+                    stop, start = next(ways)
                     stop()
-                    self.stopped.wait(chance.choice((0.3, 1.0, 1.5, 3.0, 5.0)))
+                    self.stopped.wait(chance.choice(OUTAGES))
                     start()
         except Exception:
             self.findings.failed(f"the server of {place.kind}")
 
     # The course of it
 
-    def run(self, loop: EventLoop, seconds: float) -> "Samples":
-        """Let everybody play for some time, and measure."""
+    def run(self, loop: EventLoop, seconds: float, until_fault: bool) -> "Samples":
+        """Let everybody play for some time, or only until the first fault, and measure."""
         for place in self.places:
             _plant(place)
         threads = [Thread(target=self._drive, args=role) for role in self._cast(is_async=False)]
         threads += [
-            Thread(target=self.trouble, args=(place, place.server, self._seed()))
+            Thread(target=self.trouble, args=(place, place.server, min(CALM, seconds / 4), self._seed()))
             for place in self.places
             if place.server is not None
         ]
@@ -849,7 +853,7 @@ class Soak:
             thread.start()
         samples = Samples(seconds)
         try:
-            self._watch(loop, samples)
+            self._watch(loop, samples, until_fault)
         finally:
             self.stopped.set()
             for thread in threads:
@@ -873,10 +877,10 @@ class Soak:
         await asyncio.gather(*self._tasks)
         self._tasks.clear()
 
-    def _watch(self, loop: EventLoop, samples: "Samples") -> None:
+    def _watch(self, loop: EventLoop, samples: "Samples", until_fault: bool) -> None:
         """Take samples, and note when this machine does not let a thread go on."""
         start = monotonic()
-        while (now := monotonic()) < start + samples.seconds:
+        while (now := monotonic()) < start + samples.seconds and not (until_fault and self.findings.faults):
             if now >= start + len(samples.taken) * samples.every:
                 samples.taken.append(Sample.take(loop.run(_count_tasks)))
                 self._check_lag(now)
@@ -1078,26 +1082,27 @@ def _place(kind: str, opened: ExitStack, findings: Findings) -> Place:
     return Place(kind, server.url, server, findings)
 
 
-def soak(stores: Sequence[str], seconds: float, seed: int = 1) -> Report:
-    """Run it over some stores for some time."""
+def soak(stores: Sequence[str], seconds: float, seed: int = 1, *, until_fault: bool = False) -> Report:
+    """Run it over some stores for some time, or only until the first fault."""
+    gc.collect()  # what others left behind is none of its faults
     findings = Findings()
     before = Sample.take()
     with listening(findings):
-        samples, outages, tasks = _live(stores, seconds, seed, findings)
+        samples, outages, tasks = _live(stores, seconds, seed, until_fault, findings)
         gc.collect()
         _settled(lambda: Sample.take().threads, before.threads)
     return Report(findings, samples, outages, before, Sample.take(tasks))
 
 
 def _live(
-    stores: Sequence[str], seconds: float, seed: int, findings: Findings
+    stores: Sequence[str], seconds: float, seed: int, until_fault: bool, findings: Findings
 ) -> tuple[Samples, dict[str, Outages], int]:
     """Let all of it happen, and close everything; answer also when who was gone, and how many tasks are left."""
     with ExitStack() as opened:
         places = [_place(kind, opened, findings) for kind in stores]
         soaking = Soak(places, findings, seed)
         with EventLoop() as loop:
-            samples = soaking.run(loop, seconds)
+            samples = soaking.run(loop, seconds, until_fault)
             for place in places:
                 _close(soaking, place, loop)
             tasks = _settled(lambda: loop.run(_count_tasks), KEEPING)
@@ -1106,7 +1111,7 @@ def _live(
 
 
 def _close(soaking: Soak, place: Place, loop: EventLoop) -> None:
-    time.sleep(TAIL if place.server is not None else 0)  # the last outage is over
+    time.sleep(PAUSE if place.server is not None else 0)  # after the last outage
     finished(soaking.finish(place))
     for site in place.sites:
         loop.run(site.close) if site.is_async else finished(site.close())
@@ -1134,8 +1139,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--store", choices=STORES, action="append", help="all of them by default")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--until-fault", action="store_true", help="stop at the first fault")
     options = parser.parse_args()
-    report = soak(options.store or STORES, 60 * options.minutes, options.seed)
+    stores, seconds = options.store or STORES, 60 * options.minutes
+    report = soak(stores, seconds, options.seed, until_fault=options.until_fault)
     report.show()
     with suppress(BrokenPipeError):
         sys.stdout.flush()
