@@ -17,7 +17,6 @@ from .decisions import Identity
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, mount_pattern
 from .policy import (
-    ENCRYPTED,
     IDENTITY,
     VISIT,
     Options,
@@ -132,7 +131,7 @@ class APIKeyMiddleware:
                 return None
         if self._policy.has_exempt and self._policy.exempts(path_below_mount(scope)):
             return None
-        if self._policy.insecure != "allow" and scope.get("scheme") not in ENCRYPTED:
+        if self._policy.insecure != "allow" and not self._policy.is_plainly_secure(scope.get("scheme")):
             return None
         if self._lead:
             if not found.startswith(self._lead):

@@ -164,6 +164,10 @@ class Policy:
             address = self.address_of(peer, header) if forwarded[0] else None  # not the proxy's own
         return scheme in ENCRYPTED or is_loopback(address)
 
+    def is_plainly_secure(self, scheme: object) -> bool:
+        """Say whether a connection's scheme alone tells that it is secure: no proxy has a say in it."""
+        return scheme in ENCRYPTED and not self.proxies and not self.unix
+
     def hides(self, name: str, value: str) -> bool:
         """Say whether a header of a request carries a key that the application is not to see.
 

@@ -16,7 +16,6 @@ from .credentials import HeaderReader, Query, read
 from .errors import ConfigurationError, Refusal
 from .management.handler import MAX_BODY, Dialect, Request, caller_of, mount_pattern, play
 from .policy import (
-    ENCRYPTED,
     IDENTITY,
     VISIT,
     Options,
@@ -226,7 +225,7 @@ def _recognized(
             return None
     if policy.has_exempt and policy.exempts(path_of(environ) if path is None else path):
         return None
-    if policy.insecure != "allow" and scheme not in ENCRYPTED:
+    if policy.insecure != "allow" and not policy.is_plainly_secure(scheme):
         return None
     if policy.lead:
         if not found.startswith(policy.lead):
