@@ -59,6 +59,7 @@ T = TypeVar("T")
 STORES = ("sqlite", "postgresql", "redis")
 TIMEOUT = 2.0  # seconds, of the stores
 TAIL = PAUSE + TIMEOUT + 0.5  # seconds after an outage in which the store may still seem to be gone
+BOUND = 1.0  # seconds after which a change made elsewhere is heeded
 STALE = 1.0  # seconds of stale_if_error, where it is given
 LANDING = 1.0  # seconds for which a read that is done may still be joined, on a machine however busy
 CALM = 9.0  # seconds between two outages at most
@@ -108,6 +109,10 @@ class Turn:
     delay: float = 0.0
     by: object = None
 
+    @property
+    def is_final(self) -> bool:
+        return self.dead and self.code != DISABLED
+
     def is_over(self, asked: "Asked") -> bool:
         """Say whether whoever asked was bound to heed it."""
         known = asked.start if self.by in (None, asked.by) else asked.known
@@ -156,7 +161,7 @@ class Key:
     def answers(self, asked: Asked, end: float) -> set[str]:
         """Tell which answers were true at some time that may count for a request that ended then."""
         found = set[str]()
-        if any(turn.dead and turn.start + turn.delay + PURGE_AGE <= end for turn in self.turns):
+        if any(turn.is_final and turn.start + turn.delay + PURGE_AGE <= end for turn in tuple(self.turns)):
             found.add(INVALID)  # its record may be deleted
         for code in (REVOKED, DISABLED, EXPIRED):
             dead = self._may_be(code, asked, end)
@@ -387,8 +392,8 @@ class Site(Manager):
         watched = (Asynchronous if is_async else Blocking)(store)
         make: Any = AsyncAuthenticator if is_async else Authenticator
         hook = self.heard.listen_async if is_async else self.heard.listen
-        options = {"cache_size": CACHED, "stale_if_error": stale, "touch_interval": NOTING}
-        self.auth: Any = make(watched, SCHEME, on_event=hook, **options)
+        times = {"max_staleness": BOUND, "stale_if_error": stale, "touch_interval": NOTING}
+        self.auth: Any = make(watched, SCHEME, on_event=hook, cache_size=CACHED, **times)
         middleware: Any = asgi.APIKeyMiddleware if is_async else wsgi.APIKeyMiddleware
         self.application = middleware(asgi_page if is_async else wsgi_page, self.auth, required=True)
         self._watched = watched
@@ -397,7 +402,7 @@ class Site(Manager):
     def asks(self) -> Asked:
         """Note that a request is about to be sent."""
         now = monotonic()
-        return Asked(now, min(now - self.auth.revocation_bound, self._watched.oldest_read()), self)
+        return Asked(now, min(now - BOUND - self.stale, self._watched.oldest_read()), self)
 
     async def answer(self, request: Request) -> Answer:
         if self.is_async:
@@ -423,7 +428,6 @@ class Place:
         self.dead: list[Key] = []
         self.owners: list[Owner] = []
         self.lock = Lock()
-        self._sites = 0
         timeout = 10.0 if kind == "sqlite" else TIMEOUT
         stores = [open_store(url, timeout=timeout) for _ in range(3)]
         tasks = _async_stores(kind, url, timeout)
