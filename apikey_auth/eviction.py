@@ -4,11 +4,14 @@ The order is: commit, evict, return; and evicted is also where it is not known w
 through. What is being read meanwhile is not kept, and nobody joins it any more.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 
 from .cache import VerdictCache
+from .errors import APIKeyAuthError, StoreUnavailable
 from .keys import APIKey
 from .stores.protocol import (
     AsyncKeyReader,
@@ -21,6 +24,26 @@ from .stores.protocol import (
     Revision,
     joined,
 )
+
+logger = logging.getLogger("apikey_auth")
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Take what goes wrong in a store for what it says, which is nothing, whatever the store raises.
+
+    TypeError and ValueError are about what the store was asked.
+    """
+    try:
+        yield
+    except StoreUnavailable as error:
+        logger.error("the key store failed", exc_info=error)
+        raise
+    except (APIKeyAuthError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        logger.error("the key store failed", exc_info=error)
+        raise StoreUnavailable(f"the key store failed: {type(error).__name__}") from error
 
 
 class EvictingStore(Bridge):
@@ -40,7 +63,8 @@ class EvictingStore(Bridge):
         A key that another process has revoked is dead here when it is revoked here too.
         """
         try:
-            return self._store.get(key_id)
+            with _answering():
+                return self._store.get(key_id)
         finally:
             self._cache.evict((key_id,))
 
@@ -52,34 +76,40 @@ class EvictingStore(Bridge):
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
-        return self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
+        with _answering():
+            return self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
 
     def count(self, *, owner: str | None = None, live_at: datetime | None = None) -> int:
-        return self._store.count(owner=owner, live_at=live_at)
+        with _answering():
+            return self._store.count(owner=owner, live_at=live_at)
 
     def add(self, key: APIKey, /, *, connection: object | None = None) -> None:
         try:
-            self._store.add(key, **joined(self._store, connection))
+            with _answering():
+                self._store.add(key, **joined(self._store, connection))
         finally:
             self._evict(partial(self._cache.evict, (key.id,)))
 
     def swap(self, old: APIKey, new: APIKey, /, successor: APIKey | None = None) -> bool:
         ids = (old.id,) if successor is None else (old.id, successor.id)
         try:
-            return self._store.swap(old, new, successor=successor)
+            with _answering():
+                return self._store.swap(old, new, successor=successor)
         finally:
             self._evict(partial(self._cache.evict, ids))
 
     def revoke_all(self, owner: str | None, at: datetime, reason: str | None, /) -> int:
         whose = self._cache.evict_all if owner is None else partial(self._cache.evict_owner, owner)
         try:
-            return self._store.revoke_all(owner, at, reason)
+            with _answering():
+                return self._store.revoke_all(owner, at, reason)
         finally:
             self._evict(whose)
 
     def purge(self, before: datetime, /) -> int:
         try:
-            return self._store.purge(before)
+            with _answering():
+                return self._store.purge(before)
         finally:
             self._evict(self._cache.evict_all)
 
@@ -114,7 +144,8 @@ class AsyncEvictingStore(Bridge):
         A key that another process has revoked is dead here when it is revoked here too.
         """
         try:
-            return await self._store.get(key_id)
+            with _answering():
+                return await self._store.get(key_id)
         finally:
             self._cache.evict((key_id,))
 
@@ -126,34 +157,40 @@ class AsyncEvictingStore(Bridge):
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
-        return await self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
+        with _answering():
+            return await self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
 
     async def count(self, *, owner: str | None = None, live_at: datetime | None = None) -> int:
-        return await self._store.count(owner=owner, live_at=live_at)
+        with _answering():
+            return await self._store.count(owner=owner, live_at=live_at)
 
     async def add(self, key: APIKey, /, *, connection: object | None = None) -> None:
         try:
-            await self._store.add(key, **joined(self._store, connection))
+            with _answering():
+                await self._store.add(key, **joined(self._store, connection))
         finally:
             await self._evict(partial(self._cache.evict, (key.id,)))
 
     async def swap(self, old: APIKey, new: APIKey, /, successor: APIKey | None = None) -> bool:
         ids = (old.id,) if successor is None else (old.id, successor.id)
         try:
-            return await self._store.swap(old, new, successor=successor)
+            with _answering():
+                return await self._store.swap(old, new, successor=successor)
         finally:
             await self._evict(partial(self._cache.evict, ids))
 
     async def revoke_all(self, owner: str | None, at: datetime, reason: str | None, /) -> int:
         whose = self._cache.evict_all if owner is None else partial(self._cache.evict_owner, owner)
         try:
-            return await self._store.revoke_all(owner, at, reason)
+            with _answering():
+                return await self._store.revoke_all(owner, at, reason)
         finally:
             await self._evict(whose)
 
     async def purge(self, before: datetime, /) -> int:
         try:
-            return await self._store.purge(before)
+            with _answering():
+                return await self._store.purge(before)
         finally:
             await self._evict(self._cache.evict_all)
 

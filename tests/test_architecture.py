@@ -34,7 +34,7 @@ CORE = {
     "imports": {"errors", "formats", "keys", "stores.protocol"},
     "events": {"errors", "forking", "keys", "stores.protocol"},
     "manage": {"errors", "events", "formats", "keys", "decisions", "imports", "stores.protocol"},
-    "eviction": {"cache", "keys", "stores.protocol"},
+    "eviction": {"cache", "errors", "keys", "stores.protocol"},
     "flights": {"forking"},
     "breaker": {"errors", "forking"},
     "exposure": {"forking"},

@@ -794,9 +794,7 @@ def faults_for(app: str, kinds: tuple[str, ...]) -> list[Fault]:
     "kinds",
     [
         TOLD,
-        pytest.param(
-            NOT_TOLD, marks=pytest.mark.xfail(reason="management passes on what is no StoreUnavailable")
-        ),
+        NOT_TOLD,
     ],
     ids=["told", "not told"],
 )
