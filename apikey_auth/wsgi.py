@@ -158,8 +158,8 @@ def receive(
 
     ``path`` and ``scheme`` are those that the framework has found, if they are not the environ's.
     """
-    scheme = scheme or environ.get("wsgi.url_scheme", "http")
-    if (found := _recognized(environ, policy, auth, path, scheme)) is not None:
+    sent_over: str = scheme or environ.get("wsgi.url_scheme", "http")
+    if (found := _recognized(environ, policy, auth, path, sent_over)) is not None:
         recognition = environ[VISIT] = _Recognition(policy, auth, found, dict(environ))
         if path is not None:
             recognition.path = path
@@ -174,7 +174,7 @@ def receive(
         query,
         environ.get("REMOTE_ADDR"),
         outer_visit(environ),
-        scheme,
+        sent_over,
     )
     environ[VISIT] = visit
     if policy.hide_credentials:
