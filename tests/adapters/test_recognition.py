@@ -638,6 +638,8 @@ def keyed(name: str, **more: Any) -> Request:
     False,
 )
 @example(keyed("good"), 16, False, [], False)
+@example(keyed("good", target="/public?apikey=other"), 7, False, [], False)
+@example(keyed("good").with_header("Authorization", "Bearer other"), 6, False, [], False)
 @example(Request("/me", (("Authorization", f"Bearer {KEYS.texts['good']}"),)), 17, True, [], False)
 @example(Request("/public", (("apikey", "nothing like a key"),)), 3, False, [], True)
 @example(Request("/me", (("Authorization", f"Token {KEYS.texts['good']}"),)), 4, False, [], False)
