@@ -23,7 +23,7 @@ HERE, THERE = object(), object()  # who changes keys
 def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT)
     soak = importlib.import_module("tests.soak")
-    for name, seconds in {"WORKING": 0.05, "NOTING": 0.2}.items():
+    for name, seconds in {"THINKING": 0.02, "WORKING": 0.05, "NOTING": 0.2}.items():
         monkeypatch.setattr(soak, name, seconds)
     return soak
 
@@ -81,7 +81,8 @@ def test_a_cache_that_does_not_heed_what_changed_elsewhere_is_found(
 def test_a_cache_that_does_not_heed_what_is_changed_here_is_found(
     soak: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(VerdictCache, "evict", lambda cache, ids: None)
+    for name in ("evict", "evict_owner"):
+        monkeypatch.setattr(VerdictCache, name, lambda cache, what: None)
     assert any(" where it was " in fault for fault in first_faults(soak))
 
 
@@ -105,13 +106,13 @@ def test_a_lost_event_is_found(soak: Any, monkeypatch: pytest.MonkeyPatch) -> No
             emit(events, event)
 
     monkeypatch.setattr(Events, "emit", forgetful)
-    assert set(soak.soak(["sqlite"], 1).findings.faults) == {"events"}
+    assert "events" in soak.soak(["sqlite"], 1).findings.faults
 
 
 def test_a_use_that_is_not_written_down_is_found(soak: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Uses, "write", lambda uses: None)
     monkeypatch.setattr(AsyncUses, "write", AsyncMock())
-    assert set(soak.soak(["sqlite"], 1).findings.faults) == {"a use is lost"}
+    assert "a use is lost" in soak.soak(["sqlite"], 1).findings.faults
 
 
 def test_what_is_left_over_and_memory_that_grows_are_complained_of(soak: Any) -> None:
