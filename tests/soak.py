@@ -547,7 +547,6 @@ class Soak:
             for site in place.sites:
                 for _ in range(USERS):
                     yield site, self.ask, THINKING
-            yield place.elsewhere, self.tidy, 10 * WORKING
 
     async def play(
         self, manager: Manager, act: Callable[[Any, Random], Awaitable[None]], seconds: float, seed: int
@@ -656,15 +655,16 @@ class Soak:
         elif few or chance.random() < 0.2:
             await self._issue(manager, chance)
         else:
-            whats = (
-                self._revoke_one,
-                self._rotate,
-                self._disable,
-                self._rename,
-                self._revoke_owner,
-                self._list,
-            )
-            await chance.choices(whats, (4, 3, 5, 3, 1, 2))[0](manager, chance)
+            ways = {
+                self._revoke_one: 4,
+                self._rotate: 3,
+                self._disable: 5,
+                self._rename: 3,
+                self._revoke_owner: 1,
+                self._list: 2,
+                self._purge: 1,
+            }
+            await chance.choices(list(ways), list(ways.values()))[0](manager, chance)
 
     async def _do(
         self, manager: Manager, what: str, method: Callable[..., Any], *args: Any, **kwargs: Any
@@ -819,7 +819,7 @@ class Soak:
         if listed is not None and (lost := known - {key.id for key in listed}):
             self.findings.fault("a key is lost", f"{manager.name}: {lost}")
 
-    async def tidy(self, manager: Manager, chance: Random) -> None:
+    async def _purge(self, manager: Manager, chance: Random) -> None:
         """Delete the records of keys that have been dead for long."""
         before = datetime.now(UTC) - timedelta(seconds=PURGE_AGE)
         await self._do(manager, "purge", manager.keys.purge, before)
