@@ -88,17 +88,19 @@ class APIKeyMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, _flushing(self._auth, send))
             return
+        if scope["type"] not in ("http", "websocket"):
+            raise ConfigurationError(f"no key can be looked for in a scope of the type {scope['type']!r}")
         visit: Visit
         if (found := self._recognized(scope)) is not None:
-            scope[VISIT] = visit = _Recognition(self._policy, self._auth, found, dict(scope))
+            scope[VISIT] = visit = _Recognition(
+                self._policy, self._auth, found, {**scope, "headers": tuple(scope["headers"])}
+            )
             plain = self._plain
             if visit.pending is not None:
                 await self._auth.let_in(visit, visit.pending)
             if self._policy.hide_credentials:
                 _hide(scope, visit)
         else:
-            if scope["type"] not in ("http", "websocket"):
-                raise ConfigurationError(f"no key can be looked for in a scope of the type {scope['type']!r}")
             visit = _receive(scope, self._policy)
             plain = _plain_guard(*visit.privacy)
             await self._auth.admit(visit)

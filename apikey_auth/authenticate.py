@@ -216,6 +216,8 @@ class Authenticator(Generic[U_co]):
         self._clock = clock
         self._time = _timestamp(clock)
         self._shares = load_user is _as_owner
+        # A class of the application's own may ask for more.
+        self._is_plain = type(self).authenticate is Authenticator.authenticate
         self.events = events_of(on_event, asynchronous=False)
         self._cache, self._users = _caches(store, caching)
         self.uses = Uses(store, **_noting(store, caching, asynchronous=False))
@@ -288,7 +290,7 @@ class Authenticator(Generic[U_co]):
         equal digest is an equal text, so what the header holds is the key and nothing beside it. A verdict
         that has no identity goes on to ``let_in``. What can be no key is refused at once.
         """
-        if len(value) > MAX_TEXT:
+        if len(value) > MAX_TEXT or not self._is_plain:
             return None
         verdict = self._cache.fresh(sha256(value).digest())
         if verdict is None:
@@ -535,6 +537,8 @@ class AsyncAuthenticator(Generic[U_co]):
         self._clock = clock
         self._time = _timestamp(clock)
         self._shares = load_user is _as_async_owner
+        # A class of the application's own may ask for more.
+        self._is_plain = type(self).authenticate is AsyncAuthenticator.authenticate
         self.events = events_of(on_event, asynchronous=True)
         self._cache, self._users = _caches(store, caching)
         self.uses = AsyncUses(store, **_noting(store, caching, asynchronous=True))
@@ -607,7 +611,7 @@ class AsyncAuthenticator(Generic[U_co]):
         equal digest is an equal text, so what the header holds is the key and nothing beside it. A verdict
         that has no identity goes on to ``let_in``. What can be no key is refused at once.
         """
-        if len(value) > MAX_TEXT:
+        if len(value) > MAX_TEXT or not self._is_plain:
             return None
         verdict = self._cache.fresh(sha256(value).digest())
         if verdict is None:

@@ -9,11 +9,13 @@ from threading import Lock
 from time import monotonic as monotonic_clock
 from types import TracebackType
 
-from .errors import AuthenticationError, StoreUnavailable
+from .errors import StoreUnavailable
 from .forking import after_fork
 
 FAILURES = 5
 PAUSE = 0.5
+FAILING = (StoreUnavailable, OSError)
+"""What counts as no answer. Another error may be about one record, which anybody could ask for five times."""
 
 
 class NotAsked(StoreUnavailable):
@@ -47,8 +49,8 @@ class Breaker:
     ) -> None:
         with self._lock:
             self._is_tried = False
-            if error is None or isinstance(error, AuthenticationError):
-                self._failures = 0
-            elif isinstance(error, Exception):  # and not somebody who did not wait for the answer
+            if isinstance(error, FAILING):
                 self._failures += 1
                 self._open_until = self._monotonic() + PAUSE
+            elif error is None or isinstance(error, Exception):  # and not somebody who did not wait for it
+                self._failures = 0

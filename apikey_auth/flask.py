@@ -25,7 +25,7 @@ from .authenticate import Authenticator, check_authenticator
 from .decisions import Identity
 from .errors import ConfigurationError, Refusal
 from .management.handler import Dialect, mount_pattern
-from .policy import Options, Policy, check_required_scopes, require, visit_of
+from .policy import IDENTITY, Options, Policy, anew, check_required_scopes, require, visit_of
 from .responses import Response
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE",
 
 
 def _current_identity() -> Identity[Any] | None:
-    return visit_of(request.environ).identity
+    identity = visit_of(request.environ).identity
+    return identity if request.environ.get(IDENTITY) is identity else None  # known, but not admitted yet
 
 
 current_identity: Identity[Any] = LocalProxy(_current_identity)  # type: ignore[assignment]
@@ -99,7 +100,7 @@ class APIKeyAuth:
         visit = visit_of(request.environ)
         wsgi.admit(visit, self._auth)
         if refusal := visit.turned_away:
-            raise refusal
+            raise anew(refusal)
         wsgi.identify(request.environ, visit)
         if g.pop("_apikey_auth_user", False):  # of an earlier request, where the context outlives one
             g.pop("user", None)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_network
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from . import hashing
 from .errors import ConfigurationError, InvalidKey
@@ -36,6 +36,18 @@ _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _OPAQUE = re.compile(r"[!-+\--~]+")  # printable ASCII without blank and comma
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SCOPE = re.compile(r"[!#-\[\]-~]{1,255}")  # scope-token, RFC 6749 section 3.3
+
+
+class _Nothing(dict[str, JSON]):
+    """The metadata of every key that has none: whoever sees a key shares it, so nobody can change it."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a key's record cannot be changed; use keys.edit(key_id, metadata=…)")
+
+    __setitem__ = setdefault = update = __ior__ = _refuse
+
+
+_NOTHING = _Nothing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +100,7 @@ class APIKey:
                 _assign(self, name, in_utc(name, time))
         _assign(self, "scopes", checked_scopes(self.scopes))
         _assign(self, "addresses", _networks(self.addresses))
-        _assign(self, "metadata", _json_object(self.metadata) if self.metadata else {})
+        _assign(self, "metadata", _json_object(self.metadata) if self.metadata else _NOTHING)
 
 
 def restored(fields: Mapping[str, Any]) -> APIKey:
@@ -96,6 +108,8 @@ def restored(fields: Mapping[str, Any]) -> APIKey:
     key, assign = object.__new__(APIKey), object.__setattr__
     for name in APIKey.__slots__:
         assign(key, name, fields[name])
+    if not key.metadata:
+        assign(key, "metadata", _NOTHING)
     return key
 
 

@@ -146,6 +146,7 @@ class Policy:
         if self.insecure != "allow" and credential.carried and not visit.exempt:
             visit.is_exposed = not self.is_secure(scheme, peer, header)
         visit.sent = sent
+        visit.hidden = None if outer is None else outer.hidden
         visit.query = visit.credential.query if outer is None else self.without_keys(f"?{query}")[1:]
         return visit
 
@@ -275,7 +276,7 @@ class Visit:
         Raises the refusal that the key met, MissingKey where there was no key, or InsufficientScope.
         """
         if self.identity is None:
-            raise self.refusal or MissingKey()
+            raise anew(self.refusal) if self.refusal else MissingKey()
         self.identity.require(*scopes)
         return self.identity
 
@@ -334,6 +335,14 @@ class Recognition(Visit, Generic[H]):
         return self.policy.vary, True, False
 
 
+def anew(refusal: Refusal) -> Refusal:
+    """Make the same refusal to be raised: one that a visit keeps must not keep the frames, which hold the visit."""
+    copy: Refusal = type(refusal).__new__(type(refusal))
+    copy.__dict__.update(refusal.__dict__)
+    copy.args = refusal.args
+    return copy
+
+
 def outer_visit(holder: Mapping[str, Any]) -> Visit | None:
     """Give the visit of a middleware further out, out of a WSGI environ or an ASGI scope, if there is one."""
     outer = holder.get(VISIT)
@@ -373,6 +382,8 @@ def _usual_places(carriers: tuple[Carrier, ...]) -> tuple[str | None, str, str |
 
     Between them stands what the header has before the key. There is no header in any other case.
     """
+    if any(type(carrier) not in (Header, Bearer, Query) for carrier in carriers):
+        return None, "", None  # one of the application's own may read something else
     headers = [carrier for carrier in carriers if not isinstance(carrier, Query)]
     parameters = [carrier.name.lower() for carrier in carriers if isinstance(carrier, Query)]
     if len(headers) != 1 or len(parameters) > 1:

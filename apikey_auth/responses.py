@@ -5,6 +5,7 @@ header pairs and a body, and each adapter turns it into its own kind.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def render(refusal: Refusal) -> tuple[str, bytes]:
 
 def retry_after(refusal: StoreUnavailable) -> int:
     """Tell after how many seconds to try again: once to twice the time, so that not all come back at once."""
-    return refusal.retry_after + randint(0, refusal.retry_after)  # noqa: S311  # nothing to be guessed
+    seconds = max(1, math.ceil(refusal.retry_after))
+    return seconds + randint(0, seconds)  # noqa: S311  # nothing to be guessed
 
 
 def challenges(refusal: Refusal, carriers: Sequence[Carrier], realm: str) -> Iterable[str]:

@@ -246,7 +246,10 @@ class _Waker:
                 self._changed.notify()
                 return
             self._is_running = True
-        threading.Thread(target=self._run, name="apikey_auth-usage", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="apikey_auth-usage", daemon=True).start()
+        except RuntimeError:  # none to be had now: the request goes on, and a later one tries again
+            self._is_running = False
 
     def _run(self) -> None:
         while (due := self._next()) is not None:
@@ -271,7 +274,7 @@ class _Waker:
 def _wake(uses: Uses) -> None:
     try:
         uses.wake_up()
-    except Exception:
+    except BaseException:  # SystemExit too: nothing that a store raises ends the thread
         logger.exception("the last use of keys could not be written")
 
 
@@ -281,7 +284,10 @@ def _nothing() -> None:
 
 def _at_exit() -> None:
     for notes in tuple(_all):
-        notes.at_exit()
+        try:
+            notes.at_exit()
+        except BaseException:  # SystemExit too: the others write all the same
+            logger.exception("the last use of keys could not be written")
 
 
 _all: weakref.WeakSet[Notes] = weakref.WeakSet()

@@ -231,7 +231,7 @@ def _recognized(
         if not found.startswith(policy.lead):
             return None
         found = found[len(policy.lead) :]
-    return auth.recognize(found.encode("utf-8", "replace"))
+    return auth.recognize(found.encode("utf-8", "surrogatepass"))
 
 
 def _hide(environ: "WSGIEnvironment", visit: Visit) -> None:
@@ -289,6 +289,8 @@ def _start(
     visit: Visit, start_response: "StartResponse", status: str, headers: Headers, exc_info: Any = None, /
 ) -> Callable[[bytes], object]:
     visit.answered = True
+    if type(headers) is not list:  # as PEP 3333 has it
+        headers = list(headers)
     present: dict[str, str] = {}
     for name, value in headers:
         if len(name) in GUARDED_LENGTHS and (lowered := name.lower()) in GUARDED:

@@ -73,6 +73,17 @@ def test_what_says_something_about_the_key_is_an_answer(breaker: Breaker) -> Non
     assert not is_open(breaker)
 
 
+@pytest.mark.parametrize("error", [OSError, TimeoutError, ConnectionError, StoreUnavailable])
+def test_a_store_that_cannot_be_reached_has_not_answered(breaker: Breaker, error: type[Exception]) -> None:
+    fail(breaker, FAILURES, error)
+    assert is_open(breaker)
+
+
+def test_a_record_that_cannot_be_read_is_no_outage(breaker: Breaker) -> None:
+    fail(breaker, FAILURES * 2, ValueError)
+    assert not is_open(breaker)
+
+
 def test_nobody_asks_during_the_pause_and_then_one_does(breaker: Breaker, ticks: Ticks) -> None:
     fail(breaker, FAILURES)
     ticks.now += PAUSE * 0.9375

@@ -345,11 +345,12 @@ def test_a_view_gets_the_identity_with_the_scopes_it_asks_for():
 
 def test_a_view_that_needs_a_key_raises_the_refusal_that_it_met():
     found = visit(Policy(on_invalid="anonymous"), apikey="KEY")
-    found.refusal = InvalidKey()
+    found.refusal = InvalidKey("of its log", detail="of its client")
     assert found.turned_away is None
-    with pytest.raises(InvalidKey) as caught:
+    with pytest.raises(InvalidKey, match="of its log") as caught:
         found.require("a")
-    assert caught.value is found.refusal
+    assert caught.value.detail == "of its client"
+    assert found.refusal.__traceback__ is None
 
 
 def test_a_view_that_needs_a_key_where_none_came_raises_missing_key():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from apikey_auth import errors
 from apikey_auth.credentials import Bearer, Header, Query
 from apikey_auth.errors import ConfigurationError, InsufficientScope, StoreUnavailable
-from apikey_auth.responses import GUARDED, Response, guard, respond, vary_on
+from apikey_auth.responses import GUARDED, guard, respond, vary_on
 
 BOTH = (Header(), Query())
 REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
@@ -106,6 +106,10 @@ def test_the_reason_of_a_failure_is_not_told_to_the_client():
 def test_an_unavailable_store_says_when_to_come_back_and_nothing_else_does():
     refusal = StoreUnavailable()
     assert headers(answer(refusal), "Retry-After") in (["1"], ["2"])
+    refusal.retry_after = 30
+    for odd, least in [(0, 1), (-5, 1), (0.25, 1), (2.5, 3)]:
+        refusal.retry_after = odd
+        assert least <= int(*headers(answer(refusal), "Retry-After")) <= 2 * least
     refusal.retry_after = 30
     told = {int(*headers(answer(refusal), "Retry-After")) for _ in range(500)}
     assert (min(told) >= 30, max(told) <= 60, len(told) > 10) == (True, True, True)

@@ -146,7 +146,11 @@ def test_nobody_can_tell_where_a_text_was_refused(scheme: int, policy: int, requ
     assert short == {False}
 
 
-@pytest.mark.parametrize("text", ["abcd", "acme_", TEXT[:-1] + "-", f"Bearer {TEXT}"])
+@pytest.mark.parametrize(
+    "text",
+    ["abcd", "acme_", TEXT[:-1] + "-", f"Bearer {TEXT}"],
+    ids=["a word", "a prefix", "a strange end", "a scheme"],
+)
 def test_a_text_that_is_no_key_goes_no_further_than_the_door(text: str) -> None:
     *_, short = DOORS[0, 0].outcomes(Request("/me", (("apikey", text),)))
     assert short == {True}

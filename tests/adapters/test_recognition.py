@@ -9,6 +9,10 @@ import asyncio
 import copy
 import gc
 import inspect
+import json
+import pickle
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field
@@ -43,17 +47,23 @@ from apikey_auth import (
     AsyncAuthenticator,
     Authenticator,
     Bearer,
+    ConfigurationError,
     Header,
+    Identity,
     Inline,
+    InvalidKey,
     KeyManager,
     KeyScheme,
     MemoryKeyStore,
     Query,
     Refusal,
+    usage,
 )
 from apikey_auth.authenticate import _timestamp
+from apikey_auth.decisions import Owner
 from apikey_auth.django import conf, middleware
 from apikey_auth.events import Event, Events
+from apikey_auth.formats import opaque_tokens
 from apikey_auth.policy import IDENTITY, Recognition, Visit, require, visit_of
 
 Call = Callable[[Request], Answer]
@@ -754,3 +764,191 @@ def test_a_websocket_is_let_in_and_refused_alike(name: str, ending: str, extensi
         answers += [talk(apikey_auth.asgi.APIKeyMiddleware(application, auth)) for _ in range(2)]
     assert answers == [answers[0]] * 4
     assert seen == seen[:1] * len(seen)
+
+
+class Blocking(Authenticator[Any]):
+    """An application's own, which asks more of a key."""
+
+    def authenticate(self, text: str | None, **asked: Any) -> Any:
+        super().authenticate(text, **asked)
+        raise InvalidKey("its tenant does not pay")
+
+
+class Wider(AsyncAuthenticator[Any]):
+    """An application's own, which takes other texts too."""
+
+    async def authenticate(self, text: str | None, **asked: Any) -> Any:
+        key = KEYS.store.get(KEYS.scheme.parse(KEYS.texts["good"]).id)
+        if key is None or text != "a.b.c":
+            raise InvalidKey
+        return Identity(Owner("token"), key)
+
+
+def test_an_authenticator_of_the_applications_own_is_asked_about_every_request() -> None:
+    strict = Blocking(KEYS.store, KEYS.scheme, clock=KEYS.clock, **LASTING)
+    wrapped = plain_wsgi(strict, Watch(), {})
+    assert [call_wsgi(wrapped, keyed("good")).status for _ in range(3)] == [401] * 3
+    watch = Watch()
+    wider = plain_asgi(Wider(Inline(KEYS.store), KEYS.scheme), watch, {})
+    assert run(acall_asgi(wider, Request("/public", (("apikey", "a.b.c"),)))).status == 200
+
+
+class Signed(Header):
+    """A carrier of the application's own, which looks at something else as well."""
+
+    def values(self, header: Any) -> list[str]:
+        return super().values(header) if header("X-Signature") == "right" else []
+
+
+@pytest.mark.parametrize("framework", ["wsgi", "asgi"])
+def test_a_carrier_of_the_applications_own_reads_every_request(framework: str) -> None:
+    builder = (WSGI | ASGI)[framework]
+    factory = Factory(Watch(), remembers=True, loads=False)
+    auth: Any = factory.asynchronous() if framework == "asgi" else factory.blocking()
+    see_every_key(auth)
+    app = builder(auth, factory.watch, {"carriers": [Signed("apikey")]})
+    statuses = []
+    for request in (keyed("good"), keyed("good").with_header("X-Signature", "right")):
+        answer = run(acall_asgi(app, request)) if framework == "asgi" else call_wsgi(app, request)
+        statuses.append(answer.status)
+    assert statuses == [401, 200]
+
+
+@pytest.mark.parametrize("name", ["", "good"])
+def test_what_is_neither_http_nor_websocket_reaches_no_application(name: str) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError
+
+    auth = Factory(Watch(), remembers=True, loads=False).asynchronous()
+    see_every_key(auth)
+    scope = {"type": "tunnel", "path": "/", "headers": [(b"apikey", KEYS.texts[name].encode())]}
+    with pytest.raises(ConfigurationError, match="'tunnel'"):
+        run(apikey_auth.asgi.APIKeyMiddleware(application, auth)(scope, None, None))  # type: ignore[arg-type]
+
+
+def test_what_is_no_latin_1_is_no_key() -> None:
+    scheme = KeyScheme(prefix="acme", formats=[opaque_tokens("x" * 32)])
+    store = MemoryKeyStore()
+    KeyManager(store, scheme).ensure("1", name="old", text="tok?enwithquestionmark")
+    app = plain_wsgi(Authenticator(store, scheme, **LASTING), Watch(), {})
+    asked = ["tok?enwithquestionmark", "tok\udc80enwithquestionmark"]
+    assert [call_wsgi(app, Request("/me", (("apikey", text),))).status for text in asked] == [200, 401]
+
+
+@pytest.mark.parametrize("framework", ["wsgi", "asgi"])
+def test_nothing_that_a_request_does_to_its_key_is_seen_by_another(framework: str) -> None:
+    app = application(framework, 0, True, False)
+    app.watch.take()
+    app.call(keyed("good", target="/public"))
+    identity = app.watch.visits[-1].identity
+    assert identity is not None
+    with pytest.raises(TypeError, match="cannot be changed"):
+        identity.key.metadata["seen"] = True  # type: ignore[index]
+    assert KEYS.manager.get(identity.key.id).metadata == {}
+    assert json.dumps(identity.key.metadata) == "{}"
+    assert pickle.loads(pickle.dumps(identity.key)) == identity.key == copy.deepcopy(identity.key)
+
+
+def test_an_identity_is_nobodys_before_flask_has_admitted_the_request() -> None:
+    seen = []
+    for remembers in (False, True):
+        app = flask.Flask("no_package")
+        factory = Factory(Watch(), remembers=remembers, loads=False)
+        auth = factory.blocking()
+        see_every_key(auth)
+
+        @app.before_request
+        def early() -> None:
+            seen.append(bool(apikey_auth.flask.current_identity))
+
+        apikey_auth.flask.APIKeyAuth(auth, app)
+        app.add_url_rule("/", "view", lambda: str(bool(apikey_auth.flask.current_identity)))
+        assert call_wsgi(app, keyed("good", target="/")).body == b"True"
+    assert seen == [False, False]
+
+
+@pytest.mark.parametrize("name", ["", "inactive", "unknown"])
+@pytest.mark.parametrize("framework", ["wsgi", "asgi", "starlette", "fastapi", "flask", "django"])
+def test_no_visit_of_a_refused_request_waits_for_the_garbage_collector(framework: str, name: str) -> None:
+    app = application(framework, 0 if name == "inactive" else 3, True, True)
+    app.watch.headers = []
+    with collected() as garbage:
+        for _ in range(5):
+            assert app.call(keyed(name)).status == 401
+            app.watch.take()
+    assert [each for each in garbage if isinstance(each, Visit)] == []
+
+
+def test_headers_that_can_be_read_but_once_arrive() -> None:
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", (pair for pair in [("Set-Cookie", "a=1"), ("Vary", "Origin")]))
+        return []
+
+    auth = Factory(Watch(), remembers=True, loads=False).blocking()
+    answer = call_wsgi(apikey_auth.wsgi.APIKeyMiddleware(application, auth), keyed("good"))
+    assert set(answer.headers) >= {("set-cookie", "a=1"), ("vary", "Origin, apikey")}
+
+
+@pytest.mark.parametrize("framework", ["wsgi", "asgi"])
+def test_a_key_that_was_hidden_two_layers_out_is_read_all_the_same(framework: str) -> None:
+    kind: Any = apikey_auth.asgi if framework == "asgi" else apikey_auth.wsgi
+    watch = Watch()
+    factory = Factory(watch, remembers=False, loads=False)
+    make = factory.asynchronous if framework == "asgi" else factory.blocking
+    app = (WSGI | ASGI)[framework](make(), watch, {"required": True})
+    app = kind.APIKeyMiddleware(app, make(MemoryKeyStore()), on_invalid="anonymous")
+    app = kind.APIKeyMiddleware(app, make(MemoryKeyStore()), on_invalid="anonymous", hide_credentials=True)
+    request = keyed("good")
+    assert (run(acall_asgi(app, request)) if framework == "asgi" else call_wsgi(app, request)).status == 200
+
+
+def test_a_visit_knows_the_headers_that_came_whatever_the_application_does_with_them() -> None:
+    app = application("asgi", 11, True, False)
+    app.watch.take()
+    with patch(f"{__name__}.described"):
+        answer = app.call(keyed("good", target="/public"))
+    answer.holder["headers"][:] = [(b"x-forwarded-for", b"10.9.9.9")]
+    visit = app.watch.visits[-1]
+    assert (visit.address, visit.text) == ("127.0.0.1", KEYS.texts["good"])
+
+
+class Awkward(MemoryKeyStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+        self.fails = True
+
+    def touch(self, used: Any, /) -> None:
+        if self.fails:
+            self.fails = False
+            raise SystemExit
+        self.written.set()
+
+
+def test_where_there_is_no_thread_to_be_had_requests_go_on_and_uses_are_written_later() -> None:
+    store, waker = Awkward(), usage._Waker()
+    store.fails = False
+    text = KeyManager(store, KEYS.scheme, clock=KEYS.clock).issue("1").text
+    auth = Authenticator(store, KEYS.scheme, clock=KEYS.clock, touch_interval=0.001)
+    with patch.object(usage, "_waker", waker):
+        with patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+            assert auth.authenticate(text)
+        written(auth, text, store)
+
+
+def test_an_end_that_a_store_asks_for_does_not_end_the_thread_that_writes() -> None:
+    store, waker = Awkward(), usage._Waker()
+    text = KeyManager(store, KEYS.scheme, clock=KEYS.clock).issue("1").text
+    auth = Authenticator(store, KEYS.scheme, clock=KEYS.clock, touch_interval=0.001)
+    with patch.object(usage, "_waker", waker):
+        written(auth, text, store)
+
+
+def written(auth: Authenticator[Any], text: str, store: Awkward) -> None:
+    """Use a key until that is written. Fails when it is not within a minute."""
+    deadline = time.monotonic() + 60
+    while not store.written.wait(0.01):
+        KEYS.now += timedelta(microseconds=1000)
+        auth.authenticate(text)
+        assert time.monotonic() < deadline
+    KEYS.set_time(NOW)
