@@ -74,6 +74,7 @@ CACHED = 500  # keys; few, so that caches are full long before the end
 USERS = 3  # who make requests, of each application
 THINKING = 0.05  # seconds of each user between two requests, on average
 WORKING = 0.4  # seconds of each manager between two changes, on average
+TELLING = 60.0  # seconds
 STEADY = 10  # keys of each store that nothing is done to
 CHANGING = 40  # keys of each store that something is done to, about
 OWNERS = 8  # of these
@@ -726,27 +727,28 @@ class Soak:
         place.changing.remove(key)
         place.bury(key, chance)
 
-    def _settle(self, key: Key, place: Place, turn: Turn, chance: Random, *, done: bool) -> None:
-        """Note what became of a change; a key of which that is not known is to be revoked."""
+    def _settle(self, key: Key, place: Place, turn: Turn, *, done: bool) -> None:
+        """Note what became of a change; a living key of which that is not known is to be revoked."""
         if done:
             turn.end = monotonic()
             return
         with place.lock:
             if key in place.changing:
                 place.changing.remove(key)
-            if key not in (*place.doomed, *place.dead):
                 place.doomed.append(key)
 
     async def _revoke(self, manager: Manager, key: Key, chance: Random) -> None:
-        turn = key.turn(REVOKED, True, manager)
+        """Revoke a key; it is dead then, or doomed."""
+        place, turn = manager.place, key.turn(REVOKED, True, manager)
         revoked = await self._do(manager, "revoke", manager.keys.revoke, key.id, reason="soak")
-        self._settle(key, manager.place, turn, chance, done=revoked is not None)
-        if revoked is not None:
-            with manager.place.lock:
-                if key in manager.place.changing:
-                    self._drop(key, manager.place, chance)
-                else:
-                    manager.place.bury(key, chance)
+        with place.lock:
+            if key in place.changing:
+                place.changing.remove(key)
+            if revoked is None:
+                place.doomed.append(key)
+            else:
+                turn.end = monotonic()
+                place.bury(key, chance)
 
     async def _revoke_one(self, manager: Manager, chance: Random) -> None:
         with self._one(manager.place, chance) as key:
@@ -762,7 +764,7 @@ class Soak:
             turn = key.turn(EXPIRED, True, manager, grace)
             rotate = manager.keys.rotate
             issued = await self._do(manager, "rotate", rotate, key.id, grace=timedelta(seconds=grace))
-            self._settle(key, place, turn, chance, done=issued is not None)
+            self._settle(key, place, turn, done=issued is not None)
             if issued is not None:
                 successor = Key(issued.key.id, issued.text, key.owner, (turn.start, turn.end))
                 with place.lock:
@@ -776,7 +778,7 @@ class Soak:
             disabled = [turn.dead for turn in key.turns if turn.code == DISABLED][-1:] != [True]
             turn = key.turn(DISABLED, disabled, manager)
             edited = await self._do(manager, "disable", manager.keys.edit, key.id, disabled=disabled)
-            self._settle(key, manager.place, turn, chance, done=edited is not None)
+            self._settle(key, manager.place, turn, done=edited is not None)
             if len(key.turns) > 10:  # the first of them are long over
                 await self._revoke(manager, key, chance)
 
@@ -802,7 +804,7 @@ class Soak:
         turns = [key.turn(REVOKED, True, manager) for key in keys]
         count = await self._do(manager, "revoke_all", manager.keys.revoke_all, owner.name)
         for key, turn in zip(keys, turns, strict=True):
-            self._settle(key, place, turn, chance, done=count is not None)
+            self._settle(key, place, turn, done=count is not None)
             with place.lock:
                 key.is_busy = False
                 if count is not None and key in place.changing:
@@ -888,10 +890,19 @@ class Soak:
             if now >= start + len(samples.taken) * samples.every:
                 samples.taken.append(Sample.take(loop.run(_count_tasks)))
                 self._check_lag(now)
+                self._tell(now - start, samples)
             slept = monotonic()
             time.sleep(0.1)
             if monotonic() - slept > 0.1 + STALL:
                 self.stalls.spans.append([slept, monotonic()])
+
+    def _tell(self, passed: float, samples: "Samples") -> None:
+        """Say once a minute how it goes."""
+        if len(samples.taken) % (TELLING // samples.every) == 0:
+            requests, faults = self.findings.answers.total(), self.findings.faults.total()
+            print(
+                f"{passed:.0f} s: {requests:,} requests, {faults:,} faults, {samples.taken[-1]}", flush=True
+            )
 
     def _check_lag(self, asked: float) -> None:
         """See that the event loop was not kept from what this thread asked of it."""
@@ -900,10 +911,10 @@ class Soak:
             self.findings.fault("the event loop was blocked", f"for {lag:.2f} s")
 
     async def finish(self, place: Place) -> None:
-        """Revoke what is doomed, write down the uses, and see that they are written."""
-        chance = Random(0)
-        while place.doomed:
-            await self._revoke(place.elsewhere, place.doomed.pop(), chance)
+        """Revoke what is doomed."""
+        deadline = monotonic() + PATIENCE
+        while place.doomed and monotonic() < deadline:
+            await self._revoke(place.elsewhere, place.doomed.pop(), Random(0))
 
     def check_uses(self, place: Place) -> None:
         for key in (*place.steady, *place.changing):
