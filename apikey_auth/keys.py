@@ -38,13 +38,17 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _SCOPE = re.compile(r"[!#-\[\]-~]{1,255}")  # scope-token, RFC 6749 section 3.3
 
 
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise TypeError("a key's record cannot be changed; use keys.edit(key_id, metadata=…)")
+
+
 class _Nothing(dict[str, JSON]):
     """The metadata of every key that has none: whoever sees a key shares it, so nobody can change it."""
 
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("a key's record cannot be changed; use keys.edit(key_id, metadata=…)")
-
-    __setitem__ = setdefault = update = __ior__ = _refuse
+    __setitem__: Any = _refuse
+    setdefault: Any = _refuse
+    update: Any = _refuse
+    __ior__: Any = _refuse
 
 
 _NOTHING = _Nothing()
