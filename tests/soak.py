@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import sys
 import tempfile
 import threading
@@ -238,6 +239,7 @@ class Findings:
             self.faults[sort] += 1
             if self.faults[sort] <= 5:
                 self.told.append(f"{sort}: {details}")
+                print(f"FAULT {self.told[-1]}", flush=True)
 
     def answered(self, who: str, kind: str, outcome: str, seconds: float) -> None:
         with self._lock:
@@ -859,7 +861,8 @@ class Soak:
             thread.start()
         samples = Samples(seconds)
         try:
-            self._watch(loop, samples, until_fault)
+            with suppress(KeyboardInterrupt):  # which ends it early, and in order
+                self._watch(loop, samples, until_fault)
         finally:
             self.stopped.set()
             for thread in threads:
@@ -1052,8 +1055,6 @@ class Report:
         print(f"\n{self.findings.answers.total():,} requests, the slowest took {self.findings.slowest:.2f} s")
         judged = "" if self.samples.seconds >= JUDGED_FROM else ", too short a run to judge"
         print(f"memory grew by {self.samples.growth:+.1%}{judged}")
-        for fault in self.findings.told:
-            print(f"FAULT {fault}")
         print("; ".join(self.complaints) or "no fault")
 
     @staticmethod
@@ -1156,6 +1157,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--until-fault", action="store_true", help="stop at the first fault")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     stores, seconds = options.store or STORES, 60 * options.minutes
     report = soak(stores, seconds, options.seed, until_fault=options.until_fault)
     report.show()
