@@ -181,8 +181,10 @@ class Key:
         return dead
 
     def has_ended(self) -> bool:
+        """Say whether it is dead for good, also where it is disabled as well."""
         now = monotonic()
-        return self.answers(Asked(now, now, None), now).isdisjoint((IN, DISABLED))
+        asked = Asked(now, now, None)
+        return any(self._may_be(code, asked, now) == {True} for code in (REVOKED, EXPIRED))
 
 
 @dataclass(eq=False)

@@ -196,6 +196,13 @@ def test_a_key_that_has_been_dead_for_long_may_be_forgotten(soak: Any, key: Any)
     assert answers(soak, key, 39.0, 40.0) == {"revoked_key", "invalid_key"}
 
 
+def test_a_rotated_key_ends_though_it_is_disabled(soak: Any, key: Any) -> None:
+    key.turns.append(soak.Turn("disabled_key", True, 1.0, 2.0, by=THERE))
+    assert not key.has_ended()
+    key.turns.append(soak.Turn("expired_key", True, 3.0, 4.0, delay=0.5, by=THERE))
+    assert key.has_ended()
+
+
 def test_a_key_that_has_been_disabled_for_long_is_not_forgotten(soak: Any, key: Any) -> None:
     key.turns.append(soak.Turn("disabled_key", True, 10.0, 11.0, by=THERE))
     assert answers(soak, key, 99.0, 99.1) == {"disabled_key"}
