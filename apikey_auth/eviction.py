@@ -4,7 +4,6 @@ The order is: commit, evict, return; and evicted is also where it is not known w
 through. What is being read meanwhile is not kept, and nobody joins it any more.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -25,8 +24,6 @@ from .stores.protocol import (
     joined,
 )
 
-logger = logging.getLogger("apikey_auth")
-
 
 @contextmanager
 def _answering() -> Iterator[None]:
@@ -36,13 +33,9 @@ def _answering() -> Iterator[None]:
     """
     try:
         yield
-    except StoreUnavailable as error:
-        logger.error("the key store failed", exc_info=error)
-        raise
     except (APIKeyAuthError, TypeError, ValueError):
         raise
     except Exception as error:
-        logger.error("the key store failed", exc_info=error)
         raise StoreUnavailable(f"the key store failed: {type(error).__name__}") from error
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from ..credentials import HeaderReader
-from ..errors import ConfigurationError, Refusal
+from ..errors import ConfigurationError, Refusal, StoreUnavailable
 from ..policy import Render, Visit
 from ..responses import Response
 from .rights import Caller
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 Script: TypeAlias = Generator[Callable[[], Any], Any, T]
 """Yields calls, is sent what they answer, returns its own answer: written once, run in either colour."""
+
+logger = logging.getLogger("apikey_auth")
 
 MAX_BODY = 65536  # bytes of a request's body that are read
 
@@ -122,6 +125,12 @@ class Dialect(Protocol):
     def owner_of(self) -> Callable[[Any], str | None]:
         """Tells the owner that a user of the application is, None for a visitor."""
         ...
+
+
+def log_outage(refusal: Refusal) -> None:
+    """Write to the log what the client is not told: why the store failed."""
+    if isinstance(refusal, StoreUnavailable):
+        logger.error("the key store failed; key management answers with 503", exc_info=refusal)
 
 
 def caller_of(visit: Visit, user: object, dialect: Dialect) -> Caller:

@@ -16,7 +16,7 @@ from ..errors import MissingKey, Refusal
 from ..keys import APIKey, IssuedKey
 from ..responses import Response
 from .actions import Actions
-from .handler import MethodNotAllowed, NotFound, Request, Script, check_origin
+from .handler import MethodNotAllowed, NotFound, Request, Script, check_origin, log_outage
 from .openapi import SHOWN, document
 from .rights import OwnKeys, Rights, owner_of
 from .values import body_fields, parameters
@@ -41,6 +41,7 @@ class REST:
         try:
             answer = yield from self._act(request, keys)
         except Refusal as refusal:
+            log_outage(refusal)
             answer = request.visit.respond(refusal)
             if isinstance(refusal, MethodNotAllowed):
                 answer = answer.with_header("Allow", ", ".join(refusal.allow))

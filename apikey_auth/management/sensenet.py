@@ -20,7 +20,16 @@ from ..keys import APIKey
 from ..responses import Response
 from .actions import Actions
 from .bodies import fields_of
-from .handler import BadRequest, MethodNotAllowed, NotAllowed, NotFound, Request, Script, check_origin
+from .handler import (
+    BadRequest,
+    MethodNotAllowed,
+    NotAllowed,
+    NotFound,
+    Request,
+    Script,
+    check_origin,
+    log_outage,
+)
 from .rights import OwnKeys, Rights, owner_of
 
 
@@ -119,6 +128,7 @@ class Sensenet:
         try:
             answer = yield from self._act(request, keys)
         except Refusal as refusal:
+            log_outage(refusal)
             return self._refused(request, refusal)
         return answer
 

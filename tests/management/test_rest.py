@@ -720,7 +720,7 @@ class Failing:
     ],
 )
 def test_a_store_that_is_down_is_503(
-    build: Any, world: World, keys: Any, down: str, method: str, below: str
+    build: Any, world: World, keys: Any, down: str, method: str, below: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, store = records(world), world.store
     world.store = Failing(store, down)
@@ -729,6 +729,9 @@ def test_a_store_that_is_down_is_503(
     answer = build("/keys", REST(rights=RIGHTS)).ask(method, target, body, key=keys["administrator"].text)
     assert is_problem(answer, "store_unavailable")
     assert answer.header("retry-after") in ("1", "2")
+    (entry,) = [each for each in caplog.records if each.name == "apikey_auth"]
+    assert entry.getMessage() == "the key store failed; key management answers with 503"
+    assert entry.exc_info
     world.store = store
     assert records(world) == before
 
