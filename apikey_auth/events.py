@@ -241,7 +241,6 @@ class Events:
         self._thread = _Thread(plain)
         self._tasks = _Tasks(cast("list[Callable[[Event], Awaitable[object]]]", coroutines))
         self._receivers = tuple(each for each in (self._thread, self._tasks) if each.hooks)
-        weakref.finalize(self, self._thread.end).atexit = False
 
     @property
     def dropped(self) -> int:
@@ -342,7 +341,7 @@ class _Thread(_Receiver):
     def _start_anew(self) -> None:
         super()._start_anew()
         # Looked up now, and not at import: gevent may have put its own in the place since.
-        self._queue: queue.SimpleQueue[Event | threading.Event | None] = queue.SimpleQueue()
+        self._queue: _Queue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def put(self, event: Event) -> None:
@@ -351,7 +350,7 @@ class _Thread(_Receiver):
             return
         if self._thread is None:
             self._start()
-        self._queue.put(event)
+        self._queue.put((self, event))
 
     def flush(self, timeout: float) -> bool:
         if self._thread is None:
@@ -360,27 +359,17 @@ class _Thread(_Receiver):
         self._queue.put(delivered)
         return delivered.wait(timeout)
 
-    def end(self) -> None:
-        """Let the thread go when it has delivered what waits. Takes no lock: the garbage collector calls it."""
-        self._queue.put(None)
-
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(
-                    target=self._deliver, args=(self._queue,), name="apikey_auth.events", daemon=True
+                    target=_deliver, args=(self._queue,), name="apikey_auth.events", daemon=True
                 )
                 thread.start()
                 self._thread = thread
+                weakref.finalize(self, self._queue.put, None).atexit = False
                 atexit.unregister(_at_exit)  # once is enough, but each process has to: multiprocessing
                 atexit.register(_at_exit)  # clears what a child inherits
-
-    def _deliver(self, waiting: "queue.SimpleQueue[Event | threading.Event | None]") -> None:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-            else:
-                self._call(item)
 
     def _call(self, event: Event) -> None:
         for hook in self.hooks:
@@ -388,6 +377,24 @@ class _Thread(_Receiver):
                 hook(event)
             except BaseException as error:  # SystemExit too: nothing that a hook raises ends the thread
                 self._failed(hook, error)
+
+
+_Queue: TypeAlias = "queue.SimpleQueue[tuple[_Thread, Event] | threading.Event | None]"
+
+
+def _deliver(waiting: _Queue) -> None:
+    """Call hooks until nobody is left who could emit an event.
+
+    While it waits it holds none of them: hooks may hold what emits, which then would never go.
+    """
+    while (item := waiting.get()) is not None:
+        if isinstance(item, threading.Event):
+            item.set()
+        else:
+            receiver, event = item
+            receiver._call(event)
+            del receiver, event
+        del item
 
 
 class _Waiting:

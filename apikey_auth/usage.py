@@ -179,10 +179,16 @@ class AsyncUses(Notes):
     def __init__(self, store: AsyncKeyReader, **noting: Unpack[Noting]) -> None:
         super().__init__(**noting)
         self._store = cast("AsyncKeyStore", store)
-        self._task: asyncio.Task[None] | None = None  # a loop keeps tasks by weak references alone
+        # What is under way: a loop keeps tasks by weak references alone.
+        self._writes: set[asyncio.Task[None]] = set()
 
     async def write(self) -> None:
-        """Write what is noted. What cannot be written stays noted, and is logged."""
+        """Write what is noted, after what is being written. What cannot be written stays noted, and is logged."""
+        if under_way := [task for task in tuple(self._writes) if task.get_loop() is _running_loop()]:
+            await asyncio.wait(under_way)
+        await self._write()
+
+    async def _write(self) -> None:
         used, renewals = self._take()
         try:
             if used:
@@ -198,15 +204,21 @@ class AsyncUses(Notes):
                 logger.debug("the key %s was not digested anew: %s", old.id, type(error).__name__)
 
     def _call_later(self) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # trio's
-            return
-        loop.call_later(self._interval, self.wake_up)
+        if (loop := _running_loop()) is not None:
+            loop.call_later(self._interval, self.wake_up)
 
     def wake_up(self) -> None:
         """Write in a task of the library's own."""
-        self._task = asyncio.get_running_loop().create_task(self.write())
+        task = asyncio.get_running_loop().create_task(self._write())
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # trio's, or none
+        return None
 
 
 class SharedUses:

@@ -534,6 +534,26 @@ def test_the_thread_goes_with_what_it_delivers_for_and_delivers_first(gated: Gat
     assert gated.got == [issued(number) for number in range(3)]
 
 
+def test_the_thread_goes_with_what_it_delivers_for_though_a_hook_holds_that() -> None:
+    class App:
+        def __init__(self) -> None:
+            self.emitter = Events(self.hear)
+
+        def hear(self, event: Event) -> None:
+            pass
+
+    before = delivering()
+    app = App()
+    app.emitter.emit(issued(1))
+    assert app.emitter.flush(PATIENCE)
+    (thread,) = delivering() - before
+    del app
+    deadline = time.monotonic() + PATIENCE
+    while thread.is_alive():  # it may hold the last event for a moment
+        assert time.monotonic() < deadline
+        gc.collect()
+
+
 # Processes
 
 

@@ -29,7 +29,7 @@ from apikey_auth import (
 )
 from apikey_auth.asgi import APIKeyMiddleware
 from apikey_auth.authenticate import share_cache
-from apikey_auth.testing import FakeClock
+from apikey_auth.testing import FakeClock, UnreliableStore
 from apikey_auth.usage import MAX_RENEWALS, Notes, Uses, _Waker
 
 T = TypeVar("T")
@@ -455,3 +455,20 @@ async def test_a_failure_of_the_thread_is_logged_and_the_thread_goes_on(
         uses.note("k1", 1e9 + count)
         await eventually(partial(written, caplog.records, count))
     assert {record.getMessage() for record in caplog.records} == {"the last use of keys could not be written"}
+
+
+async def test_flush_waits_for_a_write_that_is_under_way() -> None:
+    memory = MemoryKeyStore()
+    store = UnreliableStore(Inline(memory))
+    auth = AsyncAuthenticator(store, touch_interval=0.01)
+    (one,) = await issued(auth, 1)
+    await auth.authenticate(one.text)
+    store.hang("touch")
+    await eventually(lambda: store.waiting)
+    flushing = asyncio.create_task(auth.flush())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not flushing.done()
+    store.heal()
+    await flushing
+    assert memory.get(one.key.id).last_used_at is not None  # type: ignore[union-attr]

@@ -1,0 +1,89 @@
+"""What is called in a child process, and what is kept for that."""
+
+import gc
+import os
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+from apikey_auth import Authenticator, MemoryKeyStore, forking
+from apikey_auth.forking import after_fork
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are never forked here")
+
+
+def in_child(check: Callable[[], bytes]) -> bytes:
+    """Say what a check says in a forked child."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that other tests left
+        child = os.fork()
+    if not child:
+        try:
+            os.write(writing, check())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading, "rb") as answer:
+        return answer.read()
+
+
+class Object:
+    def __init__(self, called: list[str], name: str) -> None:
+        self.called, self.name = called, name
+        after_fork(self.call, why="a fork")
+
+    def call(self, why: str) -> None:
+        self.called.append(f"{self.name} after {why}")
+
+
+class Failing(Object):
+    def call(self, why: str) -> None:
+        super().call(why)
+        raise RuntimeError(why)
+
+
+def test_methods_are_called_in_the_child_in_their_order_and_not_in_the_parent() -> None:
+    called: list[str] = []
+    objects = [Object(called, name) for name in ("one", "two")]
+    assert in_child(lambda: "|".join(called).encode()) == b"one after a fork|two after a fork"
+    assert not called
+    assert len(objects) == 2
+
+
+def test_an_object_that_is_gone_is_not_called() -> None:
+    called: list[str] = []
+    objects = [Object(called, name) for name in ("one", "two")]
+    del objects[0]
+    gc.collect()
+    assert in_child(lambda: "|".join(called).encode()) == b"two after a fork"
+
+
+def test_the_others_are_called_when_one_fails() -> None:
+    called: list[str] = []
+    objects = [Object(called, "one"), Failing(called, "two"), Object(called, "three")]
+    answer = in_child(lambda: "|".join(called).encode())
+    assert answer == b"one after a fork|two after a fork|three after a fork"
+    assert len(objects) == 3
+
+
+def test_nothing_is_kept_for_authenticators_that_are_gone() -> None:
+    def kept() -> int:
+        gc.collect()
+        return len(forking._methods)
+
+    before = kept()
+    auth = Authenticator(MemoryKeyStore())
+    assert kept() > before
+    del auth
+    assert kept() == before
+
+
+def test_python_is_asked_once_however_many_objects_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda **arguments: asked.append(arguments))
+    Object([], "one")
+    Authenticator(MemoryKeyStore())
+    assert not asked
