@@ -1,21 +1,20 @@
 """The cache as a data structure: what it keeps, for how long, and what it drops. The clock stands still."""
 
 import hashlib
-import os
 import pickle
 import random
 import sys
 import tracemalloc
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from threading import Barrier, Event, Thread, Timer
+from threading import Barrier, Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forks import in_child
 
 from apikey_auth import ConfigurationError, InvalidKey
 from apikey_auth.cache import Fence, UserCache, Verdict, VerdictCache, mark_of
@@ -747,14 +746,16 @@ def test_threads_that_do_all_of_it_at_once_break_nothing(make: Maker) -> None:
 # Options
 
 
-@pytest.mark.parametrize("size", [-1, 1.5, "10", None])
+@pytest.mark.parametrize("size", [-1, 1.5, "10", None, True])
 def test_a_size_that_is_none_is_refused(make: Maker, size: object) -> None:
     with pytest.raises(ConfigurationError, match="cache_size is a number of keys, 0 for no cache, not"):
         make(size=size)
 
 
 @pytest.mark.parametrize("name", ["max_staleness", "max_age", "stale_if_error"])
-@pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), "1", None, timedelta(seconds=1)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [-1, float("inf"), float("nan"), "1", None, True, timedelta(seconds=1)], ids=repr
+)
 def test_a_time_that_is_none_is_refused(make: Maker, name: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} is a number of seconds, not"):
         make(**{name: value})
@@ -766,22 +767,6 @@ def test_a_store_without_changes_is_never_served_stale(make: Maker) -> None:
 
 
 # Forks
-
-
-def in_child(check: Callable[[], bool]) -> bool:
-    """Say what a check says in a forked child, which does not wait for ever."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which are what is tried here
-        child = os.fork()
-    if child == 0:
-        answer = 2
-        Timer(5, os._exit, [answer]).start()
-        try:
-            answer = 0 if check() else 1
-        finally:
-            os._exit(answer)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.fixture

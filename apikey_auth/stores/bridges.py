@@ -2,9 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import datetime
+from functools import partial
 from typing import ParamSpec, TypeVar
 
+from ..forking import after_fork
 from ..keys import APIKey
 from .protocol import READING, Bridge, Changes, KeyReader, KeyStore, Page, Revision, check_store
 
@@ -67,10 +71,22 @@ class _Bridge(Bridge):
 
 
 class InThread(_Bridge):
-    """For a store that may block: each call runs in a thread of the event loop's own pool."""
+    """For a store that may block: each call runs in a thread, in the context of its caller.
+
+    The threads are the bridge's own, so that a store that hangs takes none of the application's.
+    """
+
+    def __init__(self, store: KeyReader) -> None:
+        super().__init__(store)
+        self._start_anew()
+        after_fork(self._start_anew)  # the threads are not there
+
+    def _start_anew(self) -> None:
+        self._threads = ThreadPoolExecutor(thread_name_prefix="apikey_auth.store")
 
     async def _run(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.to_thread(method, *args, **kwargs)
+        call = partial(copy_context().run, partial(method, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
 class Inline(_Bridge):

@@ -1,5 +1,7 @@
 """The bridges, and which store goes into which authenticator."""
 
+import asyncio
+import gc
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from blockbuster import BlockingError, blockbuster_ctx
+from forks import in_child, needs_fork
 
 from apikey_auth import (
     APIKey,
@@ -31,6 +34,7 @@ from apikey_auth.testing.records import NOW, record
 
 from .awaited import revision_of
 
+PATIENCE = 10.0  # seconds
 colour = ContextVar("colour", default="none")
 
 
@@ -84,6 +88,43 @@ async def test_what_a_store_raises_comes_through_a_bridge(bridge: Any) -> None:
 
     with pytest.raises(OSError, match="no route"):
         await bridge(Broken()).get("k1")
+
+
+async def test_a_store_that_hangs_takes_no_thread_of_the_applications() -> None:
+    healed = threading.Event()
+
+    class Hanging(Reader):
+        def get(self, key_id: str, /) -> APIKey | None:
+            healed.wait()
+            return super().get(key_id)
+
+    bridge = InThread(Hanging())
+    calls = [asyncio.create_task(bridge.get("k1")) for _ in range(100)]
+    await asyncio.sleep(0)
+    try:
+        await asyncio.wait_for(asyncio.to_thread(threading.current_thread), PATIENCE)
+    finally:
+        healed.set()
+        assert await asyncio.gather(*calls) == [None] * 100
+
+
+async def test_the_threads_go_with_the_bridge() -> None:
+    store = Reader()
+    bridge = InThread(store)
+    await bridge.get("k1")
+    (thread,) = store.threads
+    del bridge
+    gc.collect()
+    await asyncio.to_thread(thread.join, PATIENCE)
+    assert not thread.is_alive()
+
+
+@needs_fork
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    key = record("k1")
+    bridge = InThread(Reader(key))
+    assert asyncio.run(bridge.get("k1")) == key
+    assert in_child(lambda: asyncio.run(bridge.get("k1")) == key)
 
 
 @pytest.mark.parametrize("bridge", [Inline, InThread])
