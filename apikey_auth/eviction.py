@@ -21,6 +21,7 @@ from .stores.protocol import (
     KeyStore,
     Page,
     Revision,
+    check_page,
     joined,
 )
 
@@ -29,11 +30,11 @@ from .stores.protocol import (
 def _answering() -> Iterator[None]:
     """Take what goes wrong in a store for what it says, which is nothing, whatever the store raises.
 
-    TypeError and ValueError are about what the store was asked.
+    What the store is asked is in order: the manager, or ``check_page``, has seen to it.
     """
     try:
         yield
-    except (APIKeyAuthError, TypeError, ValueError):
+    except APIKeyAuthError:
         raise
     except Exception as error:
         raise StoreUnavailable(f"the key store failed: {type(error).__name__}") from error
@@ -69,6 +70,7 @@ class EvictingStore(Bridge):
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
+        check_page(after, limit)
         with _answering():
             return self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
 
@@ -150,6 +152,7 @@ class AsyncEvictingStore(Bridge):
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
+        check_page(after, limit)
         with _answering():
             return await self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
 
