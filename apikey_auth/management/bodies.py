@@ -12,6 +12,9 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from .handler import BadRequest, json_of, text_of
 
+MAX_PARTS = 100  # of a multipart form; each takes its time
+_BOUNDARY = re.compile(rb"[\r\n]--")
+
 # Strings, closed or not: an open one is taken to the end, so that no quote is looked at twice.
 _STRING = re.compile(r"""'((?:[^'\\]|\\.?)*+)(?:'|\Z)|"(?:[^"\\]|\\.?)*+(?:"|\Z)""", re.DOTALL)
 
@@ -66,6 +69,8 @@ def _double_quoted(string: re.Match[str]) -> str:
 
 
 def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, str]]:
+    if len(_BOUNDARY.findall(body)) > MAX_PARTS:
+        raise BadRequest(f"The body has over {MAX_PARTS} parts.")
     head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
     try:
         message = BytesParser(policy=HTTP).parsebytes(head + body)

@@ -208,7 +208,8 @@ def check_origin(request: Request, trusted_origins: Sequence[str]) -> None:
     header = request.header
     if (header("Authorization") or "").partition(" ")[0].lower() == "bearer":
         return
-    if header("Sec-Fetch-Site") == "same-origin":
+    site = header("Sec-Fetch-Site")
+    if site == "same-origin":
         return
     origin = header("Origin")
     if origin is None or origin == "null":
@@ -217,14 +218,18 @@ def check_origin(request: Request, trusted_origins: Sequence[str]) -> None:
         host = urlsplit(origin).netloc.lower()
     except ValueError:
         raise CrossOrigin from None
-    if origin not in trusted_origins and (not host or host != (header("Host") or "").lower()):
+    if origin in trusted_origins:
+        return
+    if site not in (None, "none"):  # the browser knows better than a name: http is another origin than https
+        raise CrossOrigin
+    if not host or host != (header("Host") or "").lower():
         raise CrossOrigin
 
 
 def text_of(body: bytes) -> str:
     """Decode a body. Raises BadRequest for one that is too long or not UTF-8."""
     if len(body) > MAX_BODY:
-        raise BadRequest(f"The body has over {MAX_BODY} bytes.")
+        raise BadRequest(f"The body has over {MAX_BODY} bytes, or ends before its Content-Length.")
     try:
         return body.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apikey_auth.management.bodies import fields_of
+from apikey_auth.management.bodies import MAX_PARTS, fields_of
 from apikey_auth.management.handler import MAX_BODY, BadRequest
 
 
@@ -220,6 +220,22 @@ class TestMultipart:
                 body += f"--b{level}\r\nContent-Type: multipart/mixed; boundary=b{level + 1}\r\n\r\n".encode()
             with pytest.raises(BadRequest):
                 fields_of(body[:MAX_BODY], "multipart/form-data; boundary=b0")
+
+    def test_messages_within_messages_are_a_bad_request_however_deep(self) -> None:
+        for depth in (1, 50, 1500):
+            part = f"--xyz\r\n{named('a')}\r\n".encode() + b"Content-Type: message/rfc822\r\n\r\n" * depth
+            with pytest.raises(BadRequest):
+                fields_of(part + b"1\r\n--xyz--\r\n", FORM)
+
+    @pytest.mark.parametrize("newline", [b"\r\n", b"\n", b"\r"])
+    def test_a_form_of_too_many_parts_is_refused_before_it_is_taken_apart(
+        self, monkeypatch: pytest.MonkeyPatch, newline: bytes
+    ) -> None:
+        parts = [(named(f"p{number}"), "1") for number in range(MAX_PARTS)]
+        fields_of(multipart(*parts).replace(b"\r\n", newline), FORM)
+        monkeypatch.setattr("apikey_auth.management.bodies.BytesParser", None)
+        with pytest.raises(BadRequest, match="over 100 parts"):
+            fields_of(multipart(*parts, (named("one more"), "1")).replace(b"\r\n", newline), FORM)
 
     @pytest.mark.parametrize(
         "head",
