@@ -306,10 +306,15 @@ def _receive(scope: Scope, policy: Policy) -> Visit:
     if policy.hide_credentials:
         _hide(scope, visit)
     if visit.query != query:
-        scope["query_string"] = visit.query.encode("latin-1")
-        if b"?" in (target := scope.get("raw_path") or b""):  # some servers keep the query there
-            scope["raw_path"] = policy.without_keys(target.decode("latin-1")).encode("latin-1")
+        cut(scope, visit.query.encode("latin-1"), policy)
     return visit
+
+
+def cut(scope: Scope, query: bytes, policy: Policy) -> None:
+    """Put a query string without keys in the place of the one that came."""
+    scope["query_string"] = query
+    if b"?" in (target := scope.get("raw_path") or b""):  # some servers keep the query there
+        scope["raw_path"] = policy.without_keys(target.decode("latin-1")).encode("latin-1")
 
 
 def _hide(scope: Scope, visit: Visit) -> None:

@@ -95,7 +95,7 @@ BENEATH = {
     "starlette": {"asgi"},
     "fastapi": {"asgi", "starlette"},
     "flask": {"wsgi"},
-    "django": {"wsgi"},
+    "django": {"wsgi", "asgi"},
 }
 DRIVERS = {
     "stores.memory": set(),

@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
+from ..asgi import cut
 from ..authenticate import AsyncAuthenticator, Authenticator, check_authenticator
 from ..errors import ConfigurationError, Refusal
 from ..policy import VISIT, Recognition, Visit
@@ -99,7 +100,7 @@ def _receive(request: HttpRequest, auth: Authenticator[Any] | AsyncAuthenticator
     if not isinstance(visit, Recognition) and visit.query != query:
         request.__dict__.pop("GET", None)  # an earlier middleware may have parsed the query string
         if scope is not None:
-            scope["query_string"] = visit.query.encode()
+            cut(scope, visit.query.encode(), visit.policy)
     if visit.hidden:
         request.__dict__.pop("headers", None)
         if scope is not None:

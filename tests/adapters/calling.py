@@ -104,7 +104,7 @@ async def acall_asgi(application: Any, request: Request) -> Answer:
         "scheme": request.scheme,
         "root_path": request.mount,
         "path": request.mount + path,
-        "raw_path": request.target.partition("?")[0].encode("latin-1"),
+        "raw_path": request.target.encode("latin-1"),  # as some servers have it
         "query_string": request.query.encode("latin-1"),
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers],
         "client": (request.client, 1234) if request.client else None,
