@@ -27,7 +27,7 @@ from typing import Any
 from .errors import ConfigurationError, InvalidKey
 from .forking import after_fork
 from .keys import MAX_TEXT, APIKey
-from .stores.protocol import Changes, Revision
+from .stores.protocol import Changes, Revision, check_seconds
 
 Mark = bytes
 NEVER = float("-inf")
@@ -90,12 +90,11 @@ class VerdictCache:
         follows: bool,
         monotonic: Callable[[], float] = monotonic_clock,
     ) -> None:
-        if not isinstance(size, int) or size < 0:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise ConfigurationError(f"cache_size is a number of keys, 0 for no cache, not {size!r}")
-        times = {"max_staleness": max_staleness, "max_age": max_age, "stale_if_error": stale_if_error}
-        for name, value in times.items():
-            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ConfigurationError(f"{name} is a number of seconds, not {value!r}")
+        check_seconds("max_staleness", max_staleness)
+        check_seconds("max_age", max_age)
+        check_seconds("stale_if_error", stale_if_error)
         self.size = size if max_staleness and max_age else 0
         self.max_staleness = max_staleness
         self.max_age = max_age
@@ -296,8 +295,7 @@ class UserCache:
     """Users by owner, each for ``max_age`` seconds and as a copy of its own; none where that is 0."""
 
     def __init__(self, max_age: float, size: int, monotonic: Callable[[], float] = monotonic_clock) -> None:
-        if not isinstance(max_age, int | float) or not 0 <= max_age < float("inf"):
-            raise ConfigurationError(f"user_max_age is a number of seconds, not {max_age!r}")
+        check_seconds("user_max_age", max_age)
         self._max_age = max_age
         self._size = size
         self._monotonic = monotonic

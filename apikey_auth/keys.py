@@ -11,7 +11,7 @@ import hmac
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -169,20 +169,25 @@ class KeyScheme:
     _stand_in: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _PREFIX.fullmatch(self.prefix):
+        if not isinstance(self.prefix, str) or not _PREFIX.fullmatch(self.prefix):
             raise ConfigurationError(
                 f"the prefix {self.prefix!r} must be a letter and up to 31 letters, digits or underscores"
             )
-        for name in ("peppers", "seal_keys"):
-            if isinstance(getattr(self, name), str | bytes):
-                raise ConfigurationError(f"{name} is a list of secrets, oldest to newest")
+        for name, listed in {
+            "peppers": "secrets, oldest to newest",
+            "seal_keys": "secrets, oldest to newest",
+            "formats": "formats, such as opaque_tokens()",
+        }.items():
+            given = getattr(self, name)
+            if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+                raise ConfigurationError(f"{name} is a list of {listed}, not {type(given).__name__}")
         if self.require_seal and not self.seal_keys:
             raise ConfigurationError("require_seal takes seal_keys")
-        _check_formats(self)
         _assign(self, "peppers", tuple(self.peppers))
         _assign(self, "seal_keys", tuple(self.seal_keys))
-        _assign(self, "_seals", tuple(hashing.derive(key, "seal") for key in self.seal_keys))
         _assign(self, "formats", tuple(self.formats))
+        _check_formats(self)
+        _assign(self, "_seals", tuple(hashing.derive(key, "seal") for key in self.seal_keys))
         _assign(self, "_peppers", tuple(map(hashing.Pepper.of, self.peppers)))
         _assign(self, "_start", f"{self.prefix}_")
         _assign(self, "_pattern", _pattern_of(self.prefix))
@@ -258,6 +263,8 @@ class KeyScheme:
 def _check_formats(scheme: KeyScheme) -> None:
     """Raise ConfigurationError for formats whose keys could never be used, or would give a secret away."""
     for read in scheme.formats:
+        if not callable(read) or isinstance(read, type):
+            raise ConfigurationError(f"{read!r} is no format, which is a function of a text: opaque_tokens()")
         if isinstance(read, OpaqueTokens) and scheme.peppers and not read.keyed:
             raise ConfigurationError(
                 "with peppers, opaque_tokens(lookup_secret) takes a secret too, the oldest pepper for one: "

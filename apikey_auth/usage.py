@@ -15,10 +15,9 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
-from .errors import ConfigurationError
 from .forking import after_fork
 from .keys import APIKey
-from .stores.protocol import AsyncKeyReader, AsyncKeyStore, KeyReader, KeyStore
+from .stores.protocol import AsyncKeyReader, AsyncKeyStore, KeyReader, KeyStore, check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,8 +49,7 @@ class Notes:
     """
 
     def __init__(self, *, interval: float, size: int, touches: bool, swaps: bool) -> None:
-        if not isinstance(interval, int | float) or not 0 <= interval < float("inf"):
-            raise ConfigurationError(f"touch_interval is a number of seconds, 0 for never, not {interval!r}")
+        check_seconds("touch_interval", interval, ", 0 for never")
         self.is_on = bool(interval) and touches
         self.lost = 0
         self._interval = interval or 60.0

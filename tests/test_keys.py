@@ -20,7 +20,7 @@ from apikey_auth import Authenticator, MemoryKeyStore, hashing, keys
 from apikey_auth.credentials import Credential
 from apikey_auth.decisions import check_request
 from apikey_auth.errors import ConfigurationError, InvalidKey
-from apikey_auth.formats import opaque_tokens
+from apikey_auth.formats import DRFAPIKeys, opaque_tokens
 from apikey_auth.keys import APIKey, IssuedKey, KeyScheme, KeyText, named_id
 from apikey_auth.testing import UnreliableStore
 
@@ -395,7 +395,7 @@ def test_the_last_four_characters_are_of_the_secret_and_none_of_a_short_text():
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "1a", "_a", "a-b", "a b", "a" * 33, "é", "aé", "a\n", "a.b", "\uff41", "a$"]
+    "prefix", ["", "1a", "_a", "a-b", "a b", "a" * 33, "é", "aé", "a\n", "a.b", "\uff41", "a$", 7, None]
 )
 def test_a_prefix_is_a_letter_and_up_to_31_letters_digits_or_underscores(prefix):
     with pytest.raises(ConfigurationError, match="letter and up to 31 letters, digits or underscores"):
@@ -740,12 +740,20 @@ def test_a_forged_text_costs_no_call_of_the_store():
     ("options", "said"),
     [
         ({"seal_keys": "one secret of enough bytes"}, "seal_keys is a list of secrets"),
+        ({"seal_keys": 7}, "seal_keys is a list of secrets, oldest to newest, not int"),
+        ({"peppers": None}, "peppers is a list of secrets, oldest to newest, not NoneType"),
+        (
+            {"formats": opaque_tokens()},
+            r"formats is a list of formats, such as opaque_tokens\(\), not OpaqueTokens",
+        ),
+        ({"formats": [7]}, r"7 is no format, which is a function of a text: opaque_tokens\(\)"),
+        ({"formats": [DRFAPIKeys]}, "DRFAPIKeys'> is no format"),
         ({"seal_keys": ["short"]}, "at least 16 bytes"),
         ({"seal_keys": [None]}, "is its variable set"),
         ({"require_seal": True}, "require_seal takes seal_keys"),
     ],
 )
-def test_seal_keys_that_will_not_do_are_refused(options, said):
+def test_options_of_a_scheme_that_will_not_do_are_refused(options, said):
     with pytest.raises(ConfigurationError, match=said):
         KeyScheme("acme", **options)
 

@@ -274,7 +274,7 @@ async def test_noting_can_be_turned_off(colour: Colour, store: Recording) -> Non
     assert store.touched == []
 
 
-@pytest.mark.parametrize("interval", [-1, float("inf"), float("nan"), "60", None])
+@pytest.mark.parametrize("interval", [-1, float("inf"), float("nan"), "60", None, False])
 def test_an_interval_that_is_none_is_refused(colour: Colour, interval: Any) -> None:
     with pytest.raises(ConfigurationError, match="touch_interval is a number of seconds, 0 for never, not"):
         colour.authenticator(MemoryKeyStore(), touch_interval=interval)

@@ -204,6 +204,13 @@ def check_function(name: str, function: object, *, asynchronous: bool) -> None:
         raise ConfigurationError(f"{name} must be {needed}")
 
 
+def check_seconds(name: str, value: object, besides: str = "") -> None:
+    """Raise ConfigurationError unless this is a number of seconds, 0 at least and finite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < float("inf"):
+        raise ConfigurationError(f"{name} is a number of seconds{besides}, not {value!r}")
+
+
 def _is_async(function: object) -> bool:
     called = function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
