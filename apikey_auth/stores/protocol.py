@@ -206,8 +206,7 @@ def check_function(name: str, function: object, *, asynchronous: bool) -> None:
 
 def check_seconds(name: str, value: object, besides: str = "") -> None:
     """Raise ConfigurationError unless this is a number of seconds, 0 at least and finite."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ConfigurationError(f"{name} is a number of seconds{besides}, not {value!r}")
 
 

@@ -156,20 +156,23 @@ async def test_an_async_key_is_rolled_back_with_the_transaction_in_which_it_was_
     await engine.dispose()
 
 
-def test_what_is_no_connection_is_refused(engine: sa.Engine) -> None:
-    keys = KeyManager(SQLKeyStore(engine))
-    with pytest.raises(TypeError, match="Connection or a Session, not Engine"):
-        keys.issue("ada", connection=engine)
+MANAGERS = [KeyManager, lambda store: Authenticator(store).keys]
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_what_is_no_connection_is_refused(engine: sa.Engine, manager) -> None:
+    with pytest.raises(ConfigurationError, match="Connection or a Session, not Engine"):
+        manager(SQLKeyStore(engine)).issue("ada", connection=engine)
 
 
 async def test_a_connection_of_the_other_colour_is_refused(made_url: str, engine: sa.Engine) -> None:
     store = AsyncSQLKeyStore(made_url)
     with engine.connect() as connection:
-        with pytest.raises(TypeError, match="AsyncConnection or AsyncSession, not Connection"):
+        with pytest.raises(ConfigurationError, match="AsyncConnection or AsyncSession, not Connection"):
             await store.add(record(), connection=connection)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("manager", [KeyManager, lambda store: Authenticator(store).keys])
+@pytest.mark.parametrize("manager", MANAGERS)
 def test_a_store_that_takes_no_connection_says_so(manager) -> None:
     with pytest.raises(ConfigurationError, match="MemoryKeyStore takes no connection"):
         manager(MemoryKeyStore()).issue("ada", connection=object())

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from ...errors import StoreUnavailable
+from ...errors import ConfigurationError, StoreUnavailable
 from ...keys import APIKey, is_storable
 from ..protocol import Changes, Page, Revision, check_swap
 from . import operations
@@ -77,14 +77,16 @@ async def _async_close(database: Database) -> None:
 def _join(database: Database, connection: sa.Connection | Session, key: APIKey) -> None:
     """Add a key in the application's transaction."""
     if not isinstance(connection, sa.Connection | Session):
-        raise TypeError(f"connection is a Connection or a Session, not {type(connection).__name__}")
+        raise ConfigurationError(f"connection is a Connection or a Session, not {type(connection).__name__}")
     database.join(operations.add, connection, key)
 
 
 async def _async_join(database: Database, connection: AsyncConnection | AsyncSession, key: APIKey) -> None:
     """Add a key in the application's transaction."""
     if not isinstance(connection, AsyncConnection | AsyncSession):
-        raise TypeError(f"connection is an AsyncConnection or AsyncSession, not {type(connection).__name__}")
+        raise ConfigurationError(
+            f"connection is an AsyncConnection or AsyncSession, not {type(connection).__name__}"
+        )
     inner = connection.sync_session if isinstance(connection, AsyncSession) else connection.sync_connection
     await greenlet_spawn(database.join, operations.add, inner, key)
 
