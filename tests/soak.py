@@ -70,7 +70,7 @@ HUNG = 20.0  # seconds that no request takes: a poll and a read, each with a wai
 CLOCKS = 0.1  # seconds between what two clocks say of a duration
 PURGE_AGE = 30.0  # seconds after which the dead are deleted
 NOTING = 1.0  # seconds of touch_interval
-CACHED = 500  # keys; few, so that caches are full long before the end
+CACHED = 100  # keys; few, so that caches are full before memory is compared
 
 USERS = 3  # who make requests, of each application
 THINKING = 0.05  # seconds of each user between two requests, on average
