@@ -164,9 +164,10 @@ class TestRevoke:
         assert get_key_manager().get(stays).revoked_at is None
         assert "1 revoked" in err
 
-    def test_all_keys_of_an_owner(self) -> None:
+    @pytest.mark.parametrize("who", [["--owner", "1"], ["--username", "ada"]])
+    def test_all_keys_of_an_owner(self, who: list[str]) -> None:
         gone, stays = issue(), get_key_manager().issue("2").key.id
-        assert "1 revoked" in run("revoke", "--owner", "1")[1]
+        assert "1 revoked" in run("revoke", *who)[1]
         assert get_key_manager().get(gone).revoked_at is not None
         assert get_key_manager().get(stays).revoked_at is None
 
@@ -178,7 +179,15 @@ class TestRevoke:
         assert get_key_manager().get(key_id).revoked_at is not None
 
     @pytest.mark.parametrize(
-        "arguments", [[], ["--yes"], ["k1", "--owner", "1"], ["--owner", "1", "--everybody", "--yes"]]
+        "arguments",
+        [
+            [],
+            ["--yes"],
+            ["k1", "--owner", "1"],
+            ["--owner", "1", "--everybody", "--yes"],
+            ["--owner", "1", "--username", "ada"],
+            ["--username", "nobody"],
+        ],
     )
     def test_whose_keys_has_to_be_clear(self, arguments: list[str]) -> None:
         key_id = issue()

@@ -19,6 +19,7 @@ from ....keys import APIKey, IssuedKey
 from ....manage import DEFAULT_LIFE, KeyManager
 from ...conf import get_key_manager, load_user
 
+BY_NAME = "the same user by name"
 FAILED, UNAVAILABLE = 1, 3  # exit codes; argparse's own is 2
 COLUMNS = ("id", "owner", "name", "state", "created_at", "expires_at", "last_used_at")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -77,7 +78,8 @@ class Command(BaseCommand):
         revoke = actions.add_parser("revoke", help="revoke a key, an owner's keys or everybody's, for good")
         which = revoke.add_mutually_exclusive_group(required=True)
         which.add_argument("id", nargs="?", help="the key's id")
-        which.add_argument("--owner", help="all keys of this owner")
+        which.add_argument("--owner", help="all keys of this user, by primary key")
+        which.add_argument("--username", help=BY_NAME)
         which.add_argument("--everybody", action="store_true", help="all keys there are; takes --yes")
         revoke.add_argument("--yes", action="store_true", help="everybody, really")
         revoke.add_argument("--reason")
@@ -121,8 +123,8 @@ class Command(BaseCommand):
             if not options["yes"]:
                 raise CommandError("this ends every key of everybody; say --yes if that is meant")
             count = manager.revoke_all(reason=reason)
-        elif options["owner"] is not None:
-            count = manager.revoke_all(options["owner"], reason=reason)
+        elif (owner := _owner(**options)) is not None:
+            count = manager.revoke_all(owner, reason=reason)
         else:
             manager.revoke(options["id"], reason=reason)
             count = 1
@@ -148,7 +150,7 @@ def _add_user(parser: Any, argument: str, meaning: str) -> None:
     positional = {} if argument.startswith("-") else {"nargs": "?"}
     who = parser.add_mutually_exclusive_group()
     who.add_argument(argument, help=meaning, **positional)
-    who.add_argument("--username", help="the same user by name")
+    who.add_argument("--username", help=BY_NAME)
 
 
 def _owner(*, owner: str | None, username: str | None, **_: Any) -> str | None:
