@@ -25,7 +25,7 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from math import inf
@@ -80,7 +80,7 @@ STEADY = 10  # keys of each store that nothing is done to
 CHANGING = 40  # keys of each store that something is done to, about
 OWNERS = 8  # of these
 GRAVES = 80  # dead keys of each store that are still tried
-SHARE_OF_MEMORY = 0.05  # by which it may grow
+SHARES = {"memory": 0.05, "blocks": 0.03}  # by which they may grow; an allocator gives back less than it got
 MACHINE = "this machine"
 KEEPING = 1  # task that keeps the event loop going
 JUDGED_FROM = 300.0  # seconds; memory of a shorter run is that of its beginning
@@ -977,9 +977,10 @@ def _plant(place: Place) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process holds: memory in KiB, open files, threads, and tasks of its event loop."""
+    """What the process holds: memory in KiB, Python's blocks in it, open files, threads, tasks of its event loop."""
 
     memory: int
+    blocks: int
     files: int
     threads: int
     tasks: int
@@ -988,7 +989,12 @@ class Sample:
     def take(cls, tasks: int = 0) -> "Sample":
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         memory = pages * os.sysconf("SC_PAGE_SIZE") // 1024
-        return cls(memory, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), tasks)
+        files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+        return cls(memory, sys.getallocatedblocks(), files, threads, tasks)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(each.name for each in fields(cls))
 
 
 @dataclass
@@ -1003,13 +1009,12 @@ class Samples:
     def quarter(self, number: int) -> Sample:
         """Give the medians of one quarter of the samples, of 0 to 3."""
         some = self.taken[number * len(self.taken) // 4 : (number + 1) * len(self.taken) // 4] or self.taken
-        names = ("memory", "files", "threads", "tasks")
-        return Sample(*(int(median(getattr(each, name) for each in some)) for name in names))
+        return Sample(*(int(median(getattr(each, name) for each in some)) for name in Sample.names()))
 
-    @property
-    def growth(self) -> float:
-        """Tell by which share memory grew between the second and the last quarter."""
-        return self.quarter(3).memory / self.quarter(1).memory - 1
+    def growth(self, name: str) -> float:
+        """Tell by which share something grew between the second and the last quarter."""
+        then, now = (getattr(self.quarter(number), name) for number in (1, 3))
+        return float(now / then - 1)
 
 
 async def _count_tasks() -> int:
@@ -1033,8 +1038,9 @@ class Report:
         for name in ("files", "threads", "tasks"):
             if (lost := getattr(self.left, name) - getattr(self.before, name)) > 0:
                 wrong.append(f"{lost} {name} are left")
-        if self.samples.seconds >= JUDGED_FROM and self.samples.growth > SHARE_OF_MEMORY:
-            wrong.append(f"memory grew by {self.samples.growth:.1%}")
+        for name, share in SHARES.items() if self.samples.seconds >= JUDGED_FROM else ():
+            if (growth := self.samples.growth(name)) > share:
+                wrong.append(f"{name} grew by {growth:.1%}")
         return wrong
 
     def show(self) -> None:
@@ -1043,7 +1049,7 @@ class Report:
         _table(("application", "outcome", "number"), self._by(self.findings.answers, (0, 2)))
         _table(("change", "outcome", "number"), self._by(self.findings.changes, (1, 2)))
         _table(("log", "records"), sorted(self.findings.logged.items()))
-        names = ("memory", "files", "threads", "tasks")
+        names = Sample.names()
         moments = {
             "before": self.before,
             "second quarter": self.samples.quarter(1),
@@ -1051,12 +1057,12 @@ class Report:
             "closed": self.left,
         }
         held = [(moment, *(getattr(each, name) for name in names)) for moment, each in moments.items()]
-        _table(("median", "RSS in KiB", "files", "threads", "tasks"), held)
+        _table(("median", "RSS in KiB", *names[1:]), held)
         rows = [(who, len(each.spans), f"{each.seconds:.1f}") for who, each in self.outages.items()]
         _table(("who was gone", "times", "seconds"), rows)
         print(f"\n{self.findings.answers.total():,} requests, the slowest took {self.findings.slowest:.2f} s")
         judged = "" if self.samples.seconds >= JUDGED_FROM else ", too short a run to judge"
-        print(f"memory grew by {self.samples.growth:+.1%}{judged}")
+        print(", ".join(f"{name} grew by {self.samples.growth(name):+.1%}" for name in SHARES) + judged)
         print("; ".join(self.complaints) or "no fault")
 
     @staticmethod

@@ -116,7 +116,7 @@ def test_a_use_that_is_not_written_down_is_found(soak: Any, monkeypatch: pytest.
 
 
 def test_what_is_left_over_and_memory_that_grows_are_complained_of(soak: Any) -> None:
-    held = soak.Sample(memory=1000, files=6, threads=1, tasks=0)
+    held = soak.Sample(memory=1000, blocks=1000, files=6, threads=1, tasks=0)
     samples = soak.Samples(1200.0, [held] * 8)
     report = soak.Report(soak.Findings(), samples, {}, held, held)
     assert report.complaints == []
@@ -127,7 +127,9 @@ def test_what_is_left_over_and_memory_that_grows_are_complained_of(soak: Any) ->
     ]
     grown = [held] * 6 + [replace(held, memory=1051)] * 2
     assert replace(report, samples=replace(samples, taken=grown)).complaints == ["memory grew by 5.1%"]
-    less = [held] * 6 + [replace(held, memory=1049)] * 2
+    grown = [held] * 6 + [replace(held, blocks=1031)] * 2
+    assert replace(report, samples=replace(samples, taken=grown)).complaints == ["blocks grew by 3.1%"]
+    less = [held] * 6 + [replace(held, memory=1049, blocks=1029)] * 2
     assert replace(report, samples=replace(samples, taken=less)).complaints == []
 
 
