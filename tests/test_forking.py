@@ -2,6 +2,9 @@
 
 import gc
 import os
+import subprocess
+import sys
+from textwrap import dedent
 
 import pytest
 from forks import in_child, needs_fork
@@ -27,7 +30,7 @@ class Failing(Object):
         raise RuntimeError(why)
 
 
-def test_methods_are_called_in_the_child_in_their_order_and_not_in_the_parent() -> None:
+def test_calls_are_called_in_the_child_in_their_order_and_not_in_the_parent() -> None:
     called: list[str] = []
     objects = [Object(called, name) for name in ("one", "two")]
     assert in_child(lambda: called == ["one after a fork", "two after a fork"])
@@ -53,7 +56,7 @@ def test_the_others_are_called_when_one_fails() -> None:
 def test_nothing_is_kept_for_authenticators_that_are_gone() -> None:
     def kept() -> int:
         gc.collect()
-        return len(forking._methods)
+        return len(forking._calls)
 
     before = kept()
     auth = Authenticator(MemoryKeyStore())
@@ -68,3 +71,19 @@ def test_python_is_asked_once_however_many_objects_there_are(monkeypatch: pytest
     Object([], "one")
     Authenticator(MemoryKeyStore())
     assert not asked
+
+
+def test_a_process_ends_without_a_word_while_objects_are_there() -> None:
+    program = """
+        from apikey_auth.forking import after_fork
+        class Object:
+            def __init__(self):
+                after_fork(self.call)
+            def call(self):
+                pass
+        kept = Object()
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", dedent(program)], capture_output=True, text=True, check=True
+    )
+    assert (ended.stdout, ended.stderr) == ("", "")

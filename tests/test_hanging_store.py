@@ -104,7 +104,8 @@ def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
                 tasks_before = loop.run(other_tasks)
                 yield Colour(loop, threads)
                 assert loop.run(other_tasks) <= tasks_before
-    assert set(threading.enumerate()) <= threads_before
+    left = set(threading.enumerate()) - threads_before
+    assert all(thread.name.startswith("apikey_auth.store") for thread in left)  # these go with their bridge
 
 
 Make = Callable[..., Hanging]
