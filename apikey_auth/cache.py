@@ -204,7 +204,7 @@ class VerdictCache:
             kept[mark] = verdict
             self._marks.setdefault(verdict.key_id, set()).add(mark)
             if len(kept) > size:
-                self._drop(next(iter(kept)))
+                self._unlist(*kept.popitem(last=False))
 
     def may_poll(self) -> bool:
         """Take the poll that is due upon oneself; False if it is not due, or somebody else has it."""
@@ -250,9 +250,10 @@ class VerdictCache:
     def evict_owner(self, owner: str) -> None:
         """Drop the verdicts on an owner's keys; see ``evict``."""
         with self._evicting():
-            for verdicts in (self._good, self._others):
-                of_owner = [mark for mark, each in verdicts.items() if each.key and each.key.owner == owner]
-                for mark in of_owner:
+            # Not by way of the verdicts, whose order requests change meanwhile: ``fresh`` takes no lock.
+            for mark in [mark for marks in self._marks.values() for mark in marks]:
+                verdict = self._good.get(mark) or self._others[mark]
+                if verdict.key is not None and verdict.key.owner == owner:
                     self._drop(mark)
 
     def evict_all(self) -> None:
@@ -273,8 +274,10 @@ class VerdictCache:
 
     def _drop(self, mark: Mark) -> None:
         verdict = self._good.pop(mark, None) or self._others.pop(mark, None)
-        if verdict is None:
-            return
+        if verdict is not None:
+            self._unlist(mark, verdict)
+
+    def _unlist(self, mark: Mark, verdict: Verdict) -> None:
         marks = self._marks[verdict.key_id]
         marks.discard(mark)
         if not marks:

@@ -1,6 +1,7 @@
 """The cache as a data structure: what it keeps, for how long, and what it drops. The clock stands still."""
 
 import hashlib
+import itertools
 import pickle
 import random
 import sys
@@ -10,13 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from threading import Barrier, Event, Thread
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
 from forks import in_child
 
 from apikey_auth import ConfigurationError, InvalidKey
+from apikey_auth import cache as cache_module
 from apikey_auth.cache import Fence, UserCache, Verdict, VerdictCache, mark_of
 from apikey_auth.keys import MAX_TEXT, APIKey
 from apikey_auth.stores.protocol import Changes, Revision
@@ -680,6 +682,38 @@ def test_whoever_shall_hear_of_evictions_hears_of_each_when_it_is_done(make: Mak
     assert heard == []
     DROPPING[event](cache)
     assert heard == [([], False), "another"]
+
+
+MEANWHILE: dict[str, Callable[[VerdictCache], object]] = {
+    **EVENTS,
+    "a verdict beyond the bound": lambda cache: fill(cache, "z"),
+    "another verdict beyond the bound": lambda cache: fill(cache, "z", good=False),
+}
+
+
+@pytest.mark.parametrize("event", MEANWHILE)
+def test_requests_that_come_between_any_two_steps_of_a_change_do_not_end_it(make: Maker, event: str) -> None:
+    cache = make()
+    for text in ("a", "b", "c", "d", "e", "f", "k", "l"):
+        fill(cache, text)
+    fill(cache, "o", good=False)
+    steps = itertools.cycle([mark_of("a"), mark_of("b")])
+
+    def step(frame: FrameType, kind: str, _: object) -> Any:
+        if frame.f_code.co_filename != cache_module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if kind == "opcode":
+            cache.fresh(next(steps))  # which takes no lock, and moves a verdict to the end
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(step)
+    try:
+        MEANWHILE[event](cache)
+    finally:
+        sys.settrace(before)
+    check_index(cache)
 
 
 # All of it together
