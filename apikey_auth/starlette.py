@@ -7,12 +7,12 @@ user too: a key beats the session's user.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 try:
     from starlette.authentication import AuthCredentials, UnauthenticatedUser
     from starlette.requests import HTTPConnection
-    from starlette.routing import BaseRoute, Match
+    from starlette.routing import BaseRoute, Match, NoMatchFound
     from starlette.types import Receive, Scope, Send
 except ImportError as error:  # pragma: no cover
     raise ImportError("this module needs Starlette: pip install 'apikey_auth[starlette]'") from error
@@ -63,6 +63,10 @@ class KeyManagement(BaseRoute):
         if found is None:
             return Match.NONE, {}
         return Match.FULL, {"root_path": scope.get("root_path", "") + found["mount"]}
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> NoReturn:
+        """Raise NoMatchFound: what is here has no name, and Starlette asks the next route."""
+        raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._management(scope, receive, send)

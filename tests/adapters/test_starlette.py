@@ -12,12 +12,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.routing import Mount, NoMatchFound, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket
 
-from apikey_auth import AsyncAuthenticator, Inline
-from apikey_auth.starlette import APIKeyMiddleware, require_api_key
+from apikey_auth import AsyncAuthenticator, Inline, MemoryKeyStore
+from apikey_auth.management import REST
+from apikey_auth.starlette import APIKeyMiddleware, KeyManagement, require_api_key
 
 
 class SessionBackend(AuthenticationBackend):
@@ -144,3 +145,11 @@ def test_the_decorator_explains_a_missing_pair_of_parentheses() -> None:
 def test_the_decorator_explains_an_endpoint_without_a_request() -> None:
     with pytest.raises(TypeError, match="Request or a WebSocket"):
         require_api_key()(lambda: None)()
+
+
+def test_urls_of_other_routes_are_found_by_name_wherever_key_management_stands() -> None:
+    auth = AsyncAuthenticator(Inline(MemoryKeyStore()))
+    app = Starlette(routes=[KeyManagement("/keys", auth, REST()), Route("/who", who, name="who")])
+    assert app.url_path_for("who") == "/who"
+    with pytest.raises(NoMatchFound):
+        app.url_path_for("nobody")
