@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
+from .errors import StoreUnavailable
 from .forking import after_fork
 from .keys import APIKey
 from .stores.protocol import AsyncKeyReader, AsyncKeyStore, KeyReader, KeyStore, check_seconds
@@ -154,6 +155,8 @@ class Uses(Notes):
                     self._store.swap(old, new)
                 except Exception as error:  # it is as good a digest as before, and found again
                     logger.debug("the key %s was not digested anew: %s", old.id, type(error).__name__)
+                    if isinstance(error, StoreUnavailable):
+                        break  # or each of the others would wait for its deadline too
 
     def at_exit(self) -> None:
         if self._writing.acquire(timeout=PATIENCE):
@@ -200,6 +203,8 @@ class AsyncUses(Notes):
                 await self._store.swap(old, new)
             except Exception as error:  # it is as good a digest as before, and found again
                 logger.debug("the key %s was not digested anew: %s", old.id, type(error).__name__)
+                if isinstance(error, StoreUnavailable):
+                    break  # or each of the others would wait for its deadline too
 
     def _call_later(self) -> None:
         if (loop := _running_loop()) is not None:

@@ -327,6 +327,25 @@ def test_digests_that_wait_to_be_renewed_are_bounded(store: Recording) -> None:
     assert len(notes) == MAX_RENEWALS
 
 
+@pytest.mark.parametrize(("error", "asked"), [(StoreUnavailable("late"), 1), (ValueError("this one"), 3)])
+async def test_a_store_that_is_down_is_asked_for_one_digest_and_not_for_all_that_wait(
+    colour: Colour, error: Exception, asked: int
+) -> None:
+    class Failing(MemoryKeyStore):
+        swaps = 0
+
+        def swap(self, *_: Any, **__: Any) -> bool:
+            self.swaps += 1
+            raise error
+
+    store = Failing()
+    auth = colour.authenticator(store)
+    for one in await issued(auth, 3):
+        auth.uses.renew(one.key, replace(one.key, version=2))
+    await settled(auth.flush())
+    assert store.swaps == asked
+
+
 async def test_two_authenticators_that_share_a_cache_write_together(
     store: Recording, clock: FakeClock
 ) -> None:
