@@ -34,7 +34,7 @@ EXPOSED = "sent over a connection that is not encrypted"
 class Owner:
     """The user that a key stands for, where the application gives no ``load_user``.
 
-    Its properties are those that Starlette and Flask-Login expect of a user.
+    It has what Starlette and Flask-Login expect of a user.
     """
 
     id: str
@@ -49,6 +49,9 @@ class Owner:
 
     @property
     def display_name(self) -> str:
+        return self.id
+
+    def get_id(self) -> str:
         return self.id
 
     def __str__(self) -> str:
