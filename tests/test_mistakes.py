@@ -49,7 +49,7 @@ keys = KeyManager(MemoryKeyStore(), KeyScheme(prefix="acme"))
         (lambda: Authenticator(MemoryKeyStore(), "acme"), ConfigurationError, r"KeyScheme\(prefix='acme'\)"),  # type: ignore[call-overload]
         (lambda: KeyManager(MemoryKeyStore(), "acme"), ConfigurationError, r"KeyScheme\(prefix='acme'\)"),  # type: ignore[arg-type]
         (lambda: Authenticator(MemoryKeyStore), ConfigurationError, r"an instance: MemoryKeyStore\(…\)"),  # type: ignore[call-overload]
-        (lambda: Authenticator("sqlite:///k.db"), ConfigurationError, r"SQLKeyStore\('sqlite:///k.db'\)"),  # type: ignore[call-overload]
+        (lambda: Authenticator("sqlite:///k.db"), ConfigurationError, r"SQLKeyStore\(url\)"),  # type: ignore[call-overload]
         (lambda: AsyncAuthenticator(MemoryKeyStore()), ConfigurationError, "use an async store, or wrap"),  # type: ignore[call-overload]
         (lambda: Policy(required="yes"), ConfigurationError, "required is True or False, not 'yes'"),  # type: ignore[arg-type]
         (lambda: Policy(carriers=Bearer()), ConfigurationError, "carriers is a list"),  # type: ignore[arg-type]

@@ -172,7 +172,7 @@ class Bridge:
 def check_store(store: object, methods: Iterable[str], *, asynchronous: bool) -> None:
     """Raise ConfigurationError unless a store has these methods, and in the colour that is needed."""
     if isinstance(store, str):
-        raise ConfigurationError(f"a URL is no store; give it to one: SQLKeyStore({store!r})")
+        raise ConfigurationError("a URL is no store; give it to one: SQLKeyStore(url)")
     if isinstance(store, type):
         raise ConfigurationError(f"{store.__name__} is a class; a store is an instance: {store.__name__}(…)")
     able = store.wrapped if isinstance(store, Bridge) else store
