@@ -155,7 +155,7 @@ class KeyFilter(logging.Filter):
             text = value.decode("latin-1")
             return value if (masked := self.mask(text)) == text else masked.encode("latin-1")
         try:
-            if depth and isinstance(value, Mapping):
+            if depth and (isinstance(value, Mapping) or hasattr(value, "getlist")):
                 return self._cleaned_mapping(value, depth)
             if depth and type(value) in (list, tuple, set, frozenset):
                 return self._cleaned_items(value, depth)
@@ -170,17 +170,19 @@ class KeyFilter(logging.Filter):
         return value if all(map(operator.is_, items, value)) else type(value)(items)
 
     def _cleaned_mapping(self, value: Mapping[Any, Any], depth: int) -> Mapping[Any, Any]:
+        items = list(_items_of(value))
         changed = {}
-        for name, each in value.items():
+        for name, each in items:
             new = self._cleaned_value(each) if self._names(name) else self._cleaned(each, depth - 1)
             if new is not each:
                 changed[name] = new
         if not changed:
             return value
-        copied = (
-            copy.copy(value) if isinstance(value, dict) else dict(value)
-        )  # as a server's own kind of dict
-        copied.update(changed)
+        # A dictionary stays of its kind, as a server's own does, unless it is one that cannot be changed.
+        copied = copy.copy(value) if isinstance(value, dict) else dict(value)
+        if copied is value:
+            copied = dict(items)
+        dict.update(copied, changed)  # which puts in the place, where frameworks' own ``update`` adds
         return copied
 
     def _cleaned_value(self, value: Any) -> Any:
@@ -189,6 +191,9 @@ class KeyFilter(logging.Filter):
             return self._masked_value(value)
         if isinstance(value, bytes):
             return self._masked_value(value.decode("latin-1")).encode("latin-1")
+        if type(value) in (list, tuple, set, frozenset):
+            items = [self._cleaned_value(each) for each in value]
+            return value if all(map(operator.is_, items, value)) else type(value)(items)
         return self._cleaned(value)
 
     def _names(self, name: Any) -> bool:
@@ -246,6 +251,14 @@ def _mask_every_record(mask: KeyFilter) -> None:
 def _handlers() -> Iterable[logging.Handler]:
     loggers = [logging.root, *list(logging.root.manager.loggerDict.values())]
     return {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
+
+
+def _items_of(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Give a mapping's items, all where it holds several of one name, as Django's, werkzeug's and Starlette's do."""
+    methods = (getattr(value, name, None) for name in ("lists", "multi_items"))
+    items: Any = next(filter(callable, methods), value.items)
+    found: Iterable[tuple[Any, Any]] = items()
+    return found
 
 
 def _decoded(text: str) -> str:

@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
+from django.utils.datastructures import CaseInsensitiveMapping, MultiValueDict
 from hypothesis import example, given
 from hypothesis import strategies as st
+from starlette.datastructures import QueryParams
+from werkzeug.datastructures import CombinedMultiDict, Headers, ImmutableMultiDict, MultiDict
 
 from apikey_auth import Bearer, ConfigurationError, Header, KeyScheme, Query
 from apikey_auth.logs import KeyFilter, install
@@ -372,6 +375,37 @@ def test_a_servers_own_kind_of_dictionary_stays_one() -> None:
     record = filtered("%(R)s %(Q)s %(other)s", Atoms(f"GET /?apikey={KEY}", "page=2"))
     assert record.getMessage() == f"GET /?apikey={MASKED} page=2 -"
     assert type(record.args) is Atoms
+
+
+SEVERAL: dict[str, Callable[[str, str], Any]] = {
+    "Django's parameters": lambda name, value: MultiValueDict({name: [value, "x"], "page": ["2"]}),
+    "Django's headers": lambda name, value: CaseInsensitiveMapping({name: value, "page": "2"}),
+    "werkzeug's form": lambda name, value: MultiDict([(name, value), (name, "x"), ("page", "2")]),
+    "werkzeug's parameters": lambda name, value: ImmutableMultiDict(
+        [(name, value), (name, "x"), ("page", "2")]
+    ),
+    "werkzeug's values": lambda name, value: CombinedMultiDict([MultiDict([(name, value), ("page", "2")])]),
+    "werkzeug's headers": lambda name, value: Headers([(name, value), (name, "x"), ("page", "2")]),
+    "Starlette's parameters": lambda name, value: QueryParams([(name, value), (name, "x"), ("page", "2")]),
+    "parse_qs's parameters": lambda name, value: {name: [value, "x"], "page": ["2"]},
+}
+
+
+@pytest.mark.parametrize("make", SEVERAL.values(), ids=SEVERAL)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("x-other", KEY), ("apikey", KEY), ("apikey", "a-token-to-see")],
+    ids=["a key anywhere", "a key by its name", "any token by its name"],
+)
+def test_frameworks_own_headers_and_parameters_are_masked_and_not_changed(
+    make: Callable[[str, str], Any], name: str, value: str
+) -> None:
+    parameters = make(name, value)
+    shown = repr(parameters)
+    record = filtered("%s", 1, extra={"parameters": parameters})
+    assert value not in everything_in(record)
+    assert "page" in record.parameters  # type: ignore[attr-defined]
+    assert repr(parameters) == shown
 
 
 class Furious:
