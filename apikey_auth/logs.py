@@ -300,10 +300,13 @@ def _header_pattern(names: Sequence[str]) -> str:
 
 
 def _quoted_pattern(names: Sequence[str]) -> re.Pattern[str]:
-    """Write the pattern of a name and its value in a mapping's repr, in JSON, or in a pair's."""
+    """Write the pattern of a name and its value, or list of values, in a mapping's repr, in JSON, or in a pair's."""
     name = rf"""(?P<pair>\()?b?(?P<around>["']){_header_pattern(names)}(?P=around)\s*(?(pair)[,:]|:)"""
-    value = r"""(?P<value>(?:\\.|(?!(?P=quote))[^\\])+)"""
-    return re.compile(rf"""(?P<name>{name}\s*b?(?P<quote>["'])){value}""", re.IGNORECASE | re.DOTALL)
+    text = r"(?:\\.|(?!(?P=quote))[^\\])"
+    value = rf"(?P<value>{text}*(?(list)(?:(?P=quote)\s*,\s*b?(?P=quote){text}*)*))"
+    return re.compile(
+        rf"""(?P<name>{name}\s*(?P<list>[\[(]\s*)?b?(?P<quote>["'])){value}""", re.IGNORECASE | re.DOTALL
+    )
 
 
 def _any(patterns: Iterable[str]) -> str:

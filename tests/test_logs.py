@@ -159,6 +159,12 @@ def test_of_a_key_its_id_is_left(key: str) -> None:
         ("next=%252Fx%253Fapikey%253Dabcd%2526page%253D2", "next=%252Fx%253Fapikey%253D***%2526page%253D2"),
         ("{'apikey': 'abcd', 'page': 2}", "{'apikey': '***', 'page': 2}"),
         ("{'HTTP_APIKEY': 'abcd'}", "{'HTTP_APIKEY': '***'}"),
+        (
+            "<QueryDict: {'apikey': ['abcd'], 'page': ['2']}>",
+            "<QueryDict: {'apikey': ['***'], 'page': ['2']}>",
+        ),
+        ('{"apikey": ["abcd", "ef"], "page": ["2"]}', '{"apikey": ["***"], "page": ["2"]}'),
+        ("{b'apikey': (b'', b'abcd', b'ef')}", "{b'apikey': (b'***')}"),
         ("[(b'apikey', b'abcd'), (b'host', b'h')]", "[(b'apikey', b'***'), (b'host', b'h')]"),
         (f"/?apikey={KEY}", f"/?apikey={MASKED}"),
         (f"/?apikey={KEY}A&page=2", "/?apikey=***&page=2"),
