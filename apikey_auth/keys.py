@@ -351,7 +351,7 @@ def _networks(addresses: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(addresses, str):
         raise TypeError(f"addresses is a list; did you mean [{addresses!r}]?")
-    return tuple(dict.fromkeys(map(_network, _few("addresses", addresses))))
+    return tuple(dict.fromkeys(map(checked_block, _few("addresses", addresses))))
 
 
 def _few(name: str, values: Sequence[str]) -> tuple[str, ...]:
@@ -361,7 +361,8 @@ def _few(name: str, values: Sequence[str]) -> tuple[str, ...]:
     return kept
 
 
-def _network(address: str) -> str:
+def checked_block(address: str) -> str:
+    """Write a CIDR block as it is kept. Raises ValueError for what is none, or could match no client."""
     network = ip_network(address)
     if getattr(network.network_address, "ipv4_mapped", None) is not None:
         raise ValueError(f"{address!r} is IPv4 within IPv6; clients of it are matched as IPv4, write that")

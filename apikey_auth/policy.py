@@ -14,7 +14,7 @@ from .cache import Verdict
 from .credentials import DEFAULT_CARRIERS, Bearer, Carrier, Credential, Header, HeaderReader, Query, read
 from .decisions import Identity, Networks, client_address, client_scheme, is_loopback, is_proxy, networks
 from .errors import AmbiguousKey, ConfigurationError, MissingKey, Refusal
-from .keys import checked_scopes
+from .keys import checked_block, checked_scopes
 from .responses import Answers, Response, guard, vary_on
 
 IDENTITY = "apikey_auth.identity"
@@ -433,6 +433,6 @@ def _checked_proxies(proxies: Sequence[str]) -> tuple[Networks, bool]:
     if isinstance(proxies, str) or not isinstance(proxies, Sequence | AbstractSet):
         raise ConfigurationError(f"trusted_proxies is a list of CIDR blocks, not {proxies!r}")
     try:
-        return networks(tuple(proxy for proxy in proxies if proxy != UNIX)), UNIX in proxies
+        return networks(tuple(checked_block(proxy) for proxy in proxies if proxy != UNIX)), UNIX in proxies
     except ValueError as error:
         raise ConfigurationError(f"trusted_proxies: {error}") from None

@@ -82,6 +82,7 @@ def admitted(which):
         ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: 10.0.0.1/8 has host bits set"),
         ({"trusted_proxies": ["proxy.example.org"]}, "trusted_proxies: .*proxy.example.org"),
         ({"trusted_proxies": [""]}, "trusted_proxies"),
+        ({"trusted_proxies": ["::ffff:10.0.0.0/104"]}, "trusted_proxies: .* is IPv4 within IPv6"),
         ({"trusted_proxies": ["Unix"]}, "trusted_proxies"),
     ],
 )
