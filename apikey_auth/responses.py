@@ -73,7 +73,14 @@ class Response:
 
 @lru_cache
 def _status_line(status: int) -> str:
-    return f"{status} {HTTPStatus(status).phrase}"
+    return f"{status} {_phrase(status)}"
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:  # of a refusal of the application's own
+        return "Refused"
 
 
 class Answers:
@@ -131,7 +138,7 @@ def render(refusal: Refusal) -> tuple[str, bytes]:
     """Write a refusal as problem details: the content type and the body."""
     problem = {
         "type": _REDUCED_CAPACITY if isinstance(refusal, StoreUnavailable) else "about:blank",
-        "title": HTTPStatus(refusal.status).phrase,
+        "title": _phrase(refusal.status),
         "status": refusal.status,
         "detail": refusal.detail,
         "code": refusal.code,

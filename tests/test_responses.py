@@ -85,6 +85,15 @@ def test_a_refusal_is_answered_with_its_status_and_a_problem(code):
     }
 
 
+def test_a_refusal_of_the_applications_own_may_have_a_status_that_no_rfc_names():
+    class Late(errors.AuthenticationError):
+        status, code, detail = 460, "late", "You are late."
+
+    response = answer(Late())
+    assert (response.status, response.status_line) == (460, "460 Refused")
+    assert json.loads(response.body)["title"] == "Refused"
+
+
 @pytest.mark.parametrize("code", REFUSALS)
 def test_no_refusal_is_stored_by_any_cache(code):
     assert headers(answer(REFUSALS[code][0]), "Cache-Control") == ["no-store"]
