@@ -277,7 +277,8 @@ class KnoxTokens:
     def __post_init__(self) -> None:
         if self.version not in (4, 5) or (self.version == 4 and self.prefix):
             raise ConfigurationError("django-rest-knox is read in the versions 4, without prefix, and 5")
-        _assign(self, "_pattern", re.compile(rf"{re.escape(self.prefix)}[0-9a-f]{{{self.length:d}}}"))
+        made = self.length // 2 * 2  # a token is the hex of so many whole bytes
+        _assign(self, "_pattern", re.compile(rf"{re.escape(self.prefix)}[0-9a-f]{{{made:d}}}"))
 
     @property
     def start(self) -> str:

@@ -168,6 +168,13 @@ def test_a_knox_token_in_capitals_is_refused_although_its_bytes_are_the_same(ver
         assert read(spelled) is None
 
 
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_knox_token_has_an_even_length_as_it_is_the_hex_of_bytes(version):
+    read = KnoxTokens(version=version, length=33)
+    assert read("a" * 32)
+    assert read("a" * 33) is None
+
+
 def test_a_sanctum_token_needs_its_id_and_no_other_spelling_of_it():
     text = made("sanctum")[0]["text"]
     row_id, _, token = text.partition("|")
