@@ -157,6 +157,9 @@ class StoreUnavailable(Refusal):
     retry_after: int = 1
 
 
+_ID_LENGTH = 12  # characters of the ids that this library makes; other systems' tokens are longer
+
+
 class KeyNotFound(APIKeyAuthError, LookupError):
     """No key has this id."""
 
@@ -168,7 +171,7 @@ class KeyNotFound(APIKeyAuthError, LookupError):
         return type(self), (self.key_id,)
 
     def __str__(self) -> str:
-        if "_" in self.key_id:  # as in a key's text, which is given for its id by mistake
+        if "_" in self.key_id or len(self.key_id) > _ID_LENGTH:  # a key's text, given for its id by mistake
             return "no API key has this id; is it the key's text? Its id is in issued.key.id"
         return f"no API key has the id {self.key_id!r}"
 

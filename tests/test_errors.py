@@ -120,6 +120,16 @@ def test_a_key_that_is_not_there_or_there_already_is_named():
 
 
 @pytest.mark.parametrize(
+    "text", ["acme_id", "0123456789abcdef" * 2, "w6WLaExU.8cXwYZuLUxLc", "12|8cXwYZuLUxLcK"]
+)
+def test_a_text_that_is_given_for_an_id_is_not_repeated(text):
+    assert (
+        str(KeyNotFound(text)) == "no API key has this id; is it the key's text? Its id is in issued.key.id"
+    )
+    assert text not in repr(KeyNotFound(text))
+
+
+@pytest.mark.parametrize(
     "cls", [cls for cls in CLASSES.values() if cls not in (Refusal, AuthenticationError)]
 )
 def test_every_error_survives_pickling(cls):
