@@ -16,7 +16,7 @@ import copy
 import logging
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -51,7 +51,8 @@ class KeyFilter(logging.Filter):
     ``acme_4fRk0TzQ9bVw_***`` is left of it, since an id is no secret. Of parameters and headers with one of
     the ``names`` the whole value is masked, whatever it looks like; the case of names does not matter.
 
-    A traceback that holds a key is kept as text, and ``exc_info`` is dropped. Nothing that a record holds
+    A traceback that holds a key is kept as text, and ``exc_info`` is dropped; an attribute that shows one, and
+    is no mapping, list or set, is kept as text too. Nothing that a record holds
     makes ``filter`` raise.
 
     Raises ConfigurationError for a prefix that no scheme can have, and for a name that is no ASCII text.
@@ -145,7 +146,19 @@ class KeyFilter(logging.Filter):
     def _mask_attributes(self, record: logging.LogRecord) -> None:
         attributes = vars(record)
         for name in attributes.keys() - _STANDARD:
-            attributes[name] = self._cleaned({name: attributes[name]})[name]
+            attributes[name] = self._without_showing(self._cleaned({name: attributes[name]})[name])
+
+    def _without_showing(self, value: Any) -> Any:
+        """Put in the place of an object that shows a key, as an exception does, what it shows, masked."""
+        with suppress(Exception):  # of the object's own methods
+            if isinstance(value, str | bytes | int | float | None):
+                return value
+            if isinstance(value, Iterable) and not isinstance(value, Collection):
+                return value  # to show Django's QuerySet is to ask the database
+            for text in (str(value), repr(value)):
+                if (masked := self.mask(text)) != text:
+                    return masked
+        return value
 
     def _cleaned(self, value: Any, depth: int = _DEPTH) -> Any:
         """Mask the keys in a value: the same value if there is none, otherwise a copy of its kind."""

@@ -8,7 +8,7 @@ import logging.handlers
 import pickle
 import queue
 import sys
-from collections import UserDict
+from collections import UserDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -276,6 +276,11 @@ def chained() -> Any:
         lambda: filtered("from here", sinfo=f"Stack: {KEY}"),
         lambda: filtered("more", extra={"url": f"/?apikey={KEY}", "raw": KEY.encode()}),
         lambda: filtered("more", extra={"environ": {"QUERY_STRING": f"apikey={KEY}"}}),
+        lambda: filtered(
+            "more", extra={"error": ValueError(KEY), "row": Pair("one", KEY), "seen": deque([KEY])}
+        ),
+        lambda: filtered("more", extra={"errors": [ValueError(KEY)], "request": Shown(), "other": Hidden()}),
+        lambda: filtered("more", extra={"raw": bytearray(KEY.encode())}),
         lambda: filtered("too few %s %s", KEY),
         lambda: filtered("%d", Hidden()),
         lambda: filtered(f"{KEY} %d", "no number"),
@@ -286,7 +291,7 @@ def test_no_key_is_left_anywhere_in_a_record(record: Callable[[], logging.LogRec
     found = record()
     handler.handle(found)  # prints to stderr what it cannot format
     assert not leaks(handler.stream.getvalue() + capsys.readouterr().err)
-    assert not leaks(f"{vars(found)}")
+    assert not leaks(f"{vars(found)}" + "".join(map(str, vars(found).values())))
     assert "to-see" not in handler.stream.getvalue()
 
 
