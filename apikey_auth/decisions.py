@@ -287,9 +287,11 @@ def rotated(
     grace: timedelta,
     life: timedelta | None,
     not_after: datetime | None = None,
+    created_by: str | None = None,
 ) -> tuple[APIKey, APIKey]:
     """Make the two records of a rotation: the old one in its grace, and its successor.
 
+    ``created_by`` is who had the successor made, if that is not who made the old one.
     Raises KeyNotLive for a key that is dead or was rotated before, ValueError for a negative grace.
     """
     _check_span("grace", grace)
@@ -306,6 +308,7 @@ def rotated(
         prefix=minted.prefix,
         last4=minted.last4,
         created_at=now,
+        created_by=key.created_by if created_by is None else created_by,
         expires_at=expiry(now, life, not_after),
         rotated_from=key.id,
         grace_until=None,

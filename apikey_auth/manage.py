@@ -298,21 +298,22 @@ class KeyManager:
         grace: timedelta = timedelta(0),
         expires_in: timedelta | Unset | None = UNSET,
         not_after: datetime | None = None,
+        created_by: str | None = None,
         guard: Guard = no_guard,
     ) -> IssuedKey:
         """Replace a key by a new one with the same rights; the old one goes on for ``grace``.
 
         Both are written in one step. The new key lives as long as the old one was meant to, unless
-        ``expires_in`` says otherwise, and not beyond ``not_after``. ``guard`` is shown the very record that
-        is replaced, and raises to keep it. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
-        rotated before.
+        ``expires_in`` says otherwise, and not beyond ``not_after``. ``created_by`` is the key that had it made,
+        if that is not who made the old one. ``guard`` is shown the very record that is replaced, and raises to
+        keep it. Raises KeyNotFound, and KeyNotLive for a key that is dead or was rotated before.
         """
         minted = self.scheme.mint()
         digest = self.scheme.digest(minted.text)
         for _ in range(ATTEMPTS):
             key, now = guard(self.get(key_id)), self.clock()
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
-            old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after)
+            old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after, created_by)
             if self._store.swap(key, old, successor=successor):
                 if self.events is not None:
                     self.events.emit(
@@ -540,21 +541,22 @@ class AsyncKeyManager:
         grace: timedelta = timedelta(0),
         expires_in: timedelta | Unset | None = UNSET,
         not_after: datetime | None = None,
+        created_by: str | None = None,
         guard: Guard = no_guard,
     ) -> IssuedKey:
         """Replace a key by a new one with the same rights; the old one goes on for ``grace``.
 
         Both are written in one step. The new key lives as long as the old one was meant to, unless
-        ``expires_in`` says otherwise, and not beyond ``not_after``. ``guard`` is shown the very record that
-        is replaced, and raises to keep it. Raises KeyNotFound, and KeyNotLive for a key that is dead or was
-        rotated before.
+        ``expires_in`` says otherwise, and not beyond ``not_after``. ``created_by`` is the key that had it made,
+        if that is not who made the old one. ``guard`` is shown the very record that is replaced, and raises to
+        keep it. Raises KeyNotFound, and KeyNotLive for a key that is dead or was rotated before.
         """
         minted = self.scheme.mint()
         digest = self.scheme.digest(minted.text)
         for _ in range(ATTEMPTS):
             key, now = guard(await self.get(key_id)), self.clock()
             life = decisions.lifetime(key) if isinstance(expires_in, Unset) else expires_in
-            old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after)
+            old, successor = decisions.rotated(key, minted, digest, now, grace, life, not_after, created_by)
             if await self._store.swap(key, old, successor=successor):
                 if self.events is not None:
                     self.events.emit(

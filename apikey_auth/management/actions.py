@@ -86,6 +86,8 @@ class Actions:
         if maker is not None:
             options["not_after"] = end_of(maker)
             options["guard"] = partial(_rotatable, maker)
+            if key.id != maker.id:  # whose successor descends from it anyway
+                options["created_by"] = maker.id
         issued: IssuedKey = yield from _checked(partial(self.keys.rotate, key.id, **options))
         yield from self._still_made_by(maker, issued)
         return issued

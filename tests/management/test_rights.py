@@ -766,6 +766,21 @@ class TestDescendants:
         rest.ask("DELETE", f"/keys/{root.key.id}?descendants=true", user=ADA, headers=SAME_SITE)
         assert {root.key.id, successor.key.id} & living(world) == set()
 
+    def test_what_a_key_got_by_rotating_another_goes_with_it(self, rest: Site, world: World) -> None:
+        leaked, other = world.keys.issue(ADA), world.keys.issue(ADA)
+        taken = made(rest.ask("POST", f"/keys/{other.key.id}/rotate", key=leaked.text))
+        rest.ask("DELETE", f"/keys/{leaked.key.id}?descendants=true", user=ADA, headers=SAME_SITE)
+        assert taken["id"] not in living(world)
+
+    def test_what_was_made_by_a_key_goes_with_it_whoever_rotated_it_since(
+        self, rest: Site, world: World
+    ) -> None:
+        root, other = world.keys.issue(ADA), world.keys.issue(ADA)
+        child = made(rest.ask("POST", "/keys", key=root.text))
+        turned = made(rest.ask("POST", f"/keys/{child['id']}/rotate", key=other.text))
+        rest.ask("DELETE", f"/keys/{root.key.id}?descendants=true", user=ADA, headers=SAME_SITE)
+        assert turned["id"] not in living(world)
+
     def test_what_a_user_made_without_a_key_descends_from_none(self, rest: Site, world: World) -> None:
         key = made(rest.ask("POST", "/keys", user=ADA, headers=SAME_SITE))
         other = world.keys.issue(ADA)
