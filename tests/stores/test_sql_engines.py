@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -213,6 +213,50 @@ def test_a_store_on_a_server_serves_one_event_loop_at_a_time(postgresql_url: str
         await store.close()
 
     asyncio.run(use_and_close())  # the other one is gone
+
+
+def with_begin(file: Path) -> sa.Engine:
+    """Begin each transaction as SQLAlchemy's documentation has it for SQLite, so that savepoints work."""
+    engine = sa.create_engine(f"sqlite:///{file}")
+
+    def connected(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None
+
+    def begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    sa.event.listen(engine, "connect", connected)
+    sa.event.listen(engine, "begin", begun)
+    return engine
+
+
+def without_autocommit(file: Path) -> sa.Engine:
+    """Let Python begin each transaction (PEP 249)."""
+    return sa.create_engine(f"sqlite:///{file}", connect_args={"autocommit": False})
+
+
+@pytest.mark.parametrize(
+    "make", [with_begin, without_autocommit] if sys.version_info >= (3, 12) else [with_begin]
+)
+def test_an_engine_that_begins_transactions_by_itself_will_do(
+    make: Callable[[Path], sa.Engine], file: Path
+) -> None:
+    engine = make(file)
+    store = SQLKeyStore(engine, create=True)
+    store.add(record())
+    assert store.swap(record(), changed(record(), name="new"))
+    with engine.begin() as connection:
+        store.add(record("k2"), connection=connection)
+    with pytest.raises(DuplicateKey):
+        store.add(record("k2"))
+    assert [key.name for key in SQLKeyStore(engine).find().items] == ["new", record().name]
+    with sqlite3.connect(file) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"):
+            SQLKeyStore(engine, timeout=0.05).add(record("k3"))
+    writer.close()
+    store.add(record("k3"))
+    engine.dispose()
 
 
 def test_a_file_serves_any_number_of_event_loops(file: Path) -> None:

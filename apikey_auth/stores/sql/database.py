@@ -177,9 +177,9 @@ class Database:
                     raise _Uncertain from error
             except BaseException:
                 if self._dialect == "sqlite":  # SQLAlchemy takes the connection for one without transactions
-                    with suppress(exc.SQLAlchemyError):
+                    with suppress(Exception):  # what went wrong is on its way
                         connection.rollback()
-                        connection.exec_driver_sql("ROLLBACK")
+                        connection.connection.rollback()
                 raise
 
     def _lock_file(self, connection: sa.Connection) -> None:
@@ -188,6 +188,7 @@ class Database:
         SQLite's own waiting backs off to a tenth of a second, so that whoever has waited long loses to
         whoever comes new, again and again.
         """
+        begun = False  # by the application's engine: a listener does, and autocommit=False
         usual = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
         connection.exec_driver_sql("PRAGMA busy_timeout=0")
         deadline = monotonic() + self.timeout
@@ -196,7 +197,13 @@ class Database:
                 try:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 except exc.OperationalError as error:
+                    if "within a transaction" in str(error.orig):
+                        begun = True
+                        connection.exec_driver_sql("ROLLBACK")
+                        continue
                     if "locked" not in str(error.orig) or monotonic() > deadline:
+                        if begun:
+                            connection.exec_driver_sql("BEGIN")  # as it was
                         raise
                     self._sleep(uniform(0.001, 0.012))  # noqa: S311  # no secret
                 else:
