@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.utils import timezone
 
 from ..keys import APIKey
 from .conf import load_user
@@ -96,7 +97,8 @@ class _UTCField(forms.DateTimeField):
         return value.replace(tzinfo=None) if isinstance(value, datetime) else value
 
     def to_python(self, value: Any) -> datetime | None:
-        found = super().to_python(value.replace(tzinfo=None) if isinstance(value, datetime) else value)
+        with timezone.override(UTC):  # whose hours are all there, once each, which the project's need not be
+            found = super().to_python(value.replace(tzinfo=None) if isinstance(value, datetime) else value)
         if found is not None and isinstance(value, str) and _OFFSET.search(value.strip()):
             raise ValidationError("A time in UTC, without an offset.")
         return None if found is None else found.replace(tzinfo=UTC)

@@ -618,6 +618,17 @@ def test_a_time_with_an_offset_is_refused_and_not_misread(boss: Client) -> None:
     assert stored(issued.key.id).expires_at == datetime(2030, 1, 1, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("told", ["2030-03-10 02:30:00", "2030-11-03 01:30:00"])
+def test_a_time_in_utc_may_be_one_that_the_projects_clocks_skip_or_repeat(boss: Client, told: str) -> None:
+    issued = issue()
+    form = {"name": "", "all_scopes": "on", "any_address": "on", "version": "1", "expires_at": told}
+    with override_settings(USE_TZ=True, TIME_ZONE="America/New_York"):
+        assert boss.post(change_page(issued.key.id), form).status_code == 302
+        boss.post(change_page(issued.key.id), {**form_of(boss, issued.key.id), "name": "new"})
+    assert stored(issued.key.id).expires_at == datetime.fromisoformat(told).replace(tzinfo=UTC)
+    assert stored(issued.key.id).name == "new"
+
+
 def test_a_rotated_keys_text_is_in_no_repr_of_the_page() -> None:
     from apikey_auth.django.admin import Outcome
 
