@@ -248,10 +248,13 @@ class KeyAdmin(_ModelAdmin):
         if not form.is_valid():
             return self._ask(request, queryset, form, "revoke_selected", "Revoke")
         reason = form.cleaned_data["reason"] or None
-        for key in queryset:
+        mine = [key for key in queryset if self.has_change_permission(request, key)]
+        for key in mine:
             get_key_manager().revoke(key.pk, reason=reason)
             self.log_change(request, key, f"Revoked. {reason or ''}")
-        self.message_user(request, f"{len(queryset)} revoked.", messages.SUCCESS)
+        self.message_user(request, f"{len(mine)} revoked.", messages.SUCCESS)
+        if len(mine) < len(queryset):
+            self.message_user(request, "Only a superuser revokes a superuser's key.", messages.ERROR)
         return None
 
     @admin.action(description="Rotate selected API keys", permissions=["rotate"])

@@ -607,6 +607,19 @@ def test_a_superusers_key_is_changed_by_superusers_alone(
     assert stored(issued.key.id).scopes is None
 
 
+def test_a_superusers_key_is_revoked_by_superusers_alone(
+    user_with: Callable[..., Any], client_with: Callable[..., Client], boss: Client
+) -> None:
+    theirs, other = issue(str(user_with(superuser=True).pk)).key, issue("1").key
+    form = {"action": "revoke_selected", "_selected_action": [theirs.id, other.id], "confirmed": "Revoke"}
+    answer = client_with("view", "change").post(LIST, form, follow=True)
+    assert "Only a superuser revokes" in text_of(answer)
+    assert stored(theirs.id) == theirs
+    assert stored(other.id).revoked_at is not None
+    boss.post(LIST, form)
+    assert stored(theirs.id).revoked_at is not None
+
+
 def test_a_time_with_an_offset_is_refused_and_not_misread(boss: Client) -> None:
     issued = issue()
     form = {"name": "", "all_scopes": "on", "any_address": "on", "version": "1"}
