@@ -142,4 +142,9 @@ class RotateForm(forms.Form):
 
 def may_act_as(asking: Any, user: Any) -> bool:
     """Say whether a user may be given keys of another one: only a superuser those of a superuser."""
-    return bool(asking.is_superuser or not getattr(user, "is_superuser", False))
+    return is_superuser(asking) or not is_superuser(user)
+
+
+def is_superuser(user: Any) -> bool:
+    """Say whether a user is a superuser; a model without ``PermissionsMixin`` knows none."""
+    return bool(getattr(user, "is_superuser", False))

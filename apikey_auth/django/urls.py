@@ -15,6 +15,7 @@ from ..management.rights import Answer, Caller
 from ..policy import visit_of
 from ..wsgi import content_length, header_reader
 from .conf import setup
+from .forms import is_superuser
 from .middleware import translated
 
 
@@ -29,7 +30,7 @@ class ModelRights:
 
     def is_admin(self, caller: Caller, /) -> bool:
         user: Any = caller.user
-        return bool(user is not None and user.is_active and user.is_superuser)
+        return bool(user is not None and user.is_active and is_superuser(user))
 
 
 def key_management(path: str, dialect: Dialect) -> list[URLPattern]:

@@ -209,6 +209,18 @@ def test_a_superuser_who_is_not_active_is_no_administrator() -> None:
         assert ModelRights().can_list(Caller("1", user), "2") is active
 
 
+def test_a_user_model_without_superusers_has_no_administrators() -> None:
+    from apikey_auth.django.forms import may_act_as
+
+    class Person:
+        """As AbstractBaseUser alone, without PermissionsMixin."""
+
+        is_active = True
+
+    assert ModelRights().is_admin(Caller("1", Person())) is False
+    assert may_act_as(Person(), Person())
+
+
 @pytest.mark.parametrize("name", ["django", "django-asgi", "django-async-store"])
 class TestModelRights:
     """Django's own permissions."""
