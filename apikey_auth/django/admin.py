@@ -22,7 +22,7 @@ from django.utils.html import format_html
 from ..decisions import state
 from ..errors import APIKeyAuthError, Conflict, Refusal
 from ..keys import APIKey, IssuedKey
-from .conf import database_of_keys, get_key_manager, load_user
+from .conf import NO_USER, database_of_keys, get_key_manager, load_user
 from .forms import EVERYTHING, EditForm, IssueForm, RevokeForm, RotateForm, may_act_as
 from .models import Key
 
@@ -151,8 +151,11 @@ class KeyAdmin(_ModelAdmin):
     ) -> tuple[QuerySet[Key], bool]:
         found, may_repeat = super().get_search_results(request, queryset, search_term)
         users: Any = get_user_model()
-        named = users._default_manager.filter(**{users.USERNAME_FIELD: search_term})
-        owners = [str(pk) for pk in named.values_list("pk", flat=True)]
+        try:
+            named = users._default_manager.filter(**{users.USERNAME_FIELD: search_term})
+            owners = [str(pk) for pk in named.values_list("pk", flat=True)]
+        except NO_USER:  # the name of nobody, where names are numbers
+            owners = []
         return (found | queryset.filter(owner__in=owners) if owners else found), may_repeat
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:

@@ -67,8 +67,8 @@ _SCHEME = ("PREFIX", "PEPPERS", "SEAL_KEYS", "REQUIRE_SEAL", "FORMATS")
 _CACHING = tuple(name.upper() for name in Caching.__annotations__)
 _POLICY = tuple(name.upper() for name in Options.__annotations__)
 
-# An owner need not be a primary key: each of these is how some field says that it cannot be one.
-_NO_USER = (ObjectDoesNotExist, ValidationError, ValueError, TypeError, OverflowError)
+# An owner need not be a primary key, nor a text a name: each of these is how some field says that it cannot be one.
+NO_USER = (ObjectDoesNotExist, ValidationError, ValueError, TypeError, OverflowError)
 
 
 def _is_list(value: object) -> bool:
@@ -225,7 +225,7 @@ def load_user(owner: str) -> "AbstractBaseUser | None":
     """Find the user that an owner is; None for nobody."""
     try:
         user = _exactly(owner, get_user_model()._default_manager.get(pk=owner))
-    except _NO_USER:
+    except NO_USER:
         return None
     if user is None or not setup().remembers_users:
         return user

@@ -607,6 +607,18 @@ def test_a_superusers_key_is_changed_by_superusers_alone(
     assert stored(issued.key.id).scopes is None
 
 
+def test_the_list_and_its_search_do_where_users_have_numbers_for_names(
+    boss: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django.contrib.auth.models import User
+
+    key = issue(name="build").key
+    monkeypatch.setattr(User, "USERNAME_FIELD", "id")
+    assert listed(boss) == [key.id]
+    assert listed(boss, q="build") == [key.id]
+    assert listed(boss, q="nothing") == []
+
+
 def test_a_superusers_key_is_revoked_by_superusers_alone(
     user_with: Callable[..., Any], client_with: Callable[..., Client], boss: Client
 ) -> None:
