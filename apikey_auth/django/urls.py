@@ -14,16 +14,19 @@ from ..management.handler import MAX_BODY, Dialect, Request, aplay, caller_of, m
 from ..management.rights import Answer, Caller
 from ..policy import visit_of
 from ..wsgi import content_length, header_reader
-from .conf import setup
-from .forms import is_superuser
+from .conf import aload_user, load_user, setup
+from .forms import is_superuser, may_act_as
 from .middleware import translated
 
 
 class ModelRights:
-    """Rights by Django's own: one's own keys, those of users one may change, and a superuser everybody's."""
+    """Rights by Django's own: one's own keys, those of users one may change, and a superuser everybody's.
+
+    Who may change users manages no superuser's keys: such a key would make a superuser of its bearer.
+    """
 
     def can_list(self, caller: Caller, owner: str, /) -> Answer:
-        return caller.owner == owner or _may_change_users(caller.user)
+        return caller.owner == owner or _may_change(caller.user, owner)
 
     can_create = can_list
     can_delete = can_list
@@ -75,12 +78,21 @@ def _body(request: HttpRequest) -> bytes:
     return body if len(body) >= wanted else bytes(MAX_BODY + 1)  # cut short: too much, which no dialect takes
 
 
-def _may_change_users(user: Any) -> Answer:
+def _may_change(user: Any, owner: str) -> Answer:
+    """Say whether a user may change the one that an owner is; a superuser's keys are for superusers alone."""
     if user is None:
         return False
     model = get_user_model()._meta
     permission = f"{model.app_label}.change_{model.model_name}"
-    return user.ahas_perm(permission) if _in_event_loop() else bool(user.has_perm(permission))
+    if _in_event_loop():
+        return _may_change_in_time(user, owner, permission)
+    return bool(user.has_perm(permission)) and (is_superuser(user) or may_act_as(user, load_user(owner)))
+
+
+async def _may_change_in_time(user: Any, owner: str, permission: str) -> bool:
+    if not await user.ahas_perm(permission):
+        return False
+    return is_superuser(user) or may_act_as(user, await aload_user(owner))
 
 
 def _in_event_loop() -> bool:

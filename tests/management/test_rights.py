@@ -251,6 +251,25 @@ class TestModelRights:
             assert ask("DELETE", f"/keys?owner={BOB}") == everybody
             assert ask("DELETE", "/keys") == everybody
 
+    @pytest.mark.parametrize("way", ["key", "session"])
+    def test_who_may_change_users_does_not_become_a_superuser_by_way_of_a_key(
+        self, world: World, name: str, way: str
+    ) -> None:
+        chiefs, clerks = world.keys.issue(CHIEF).key, world.keys.issue("105").text
+        by: Any = {"key": clerks} if way == "key" else {"user": "105"}
+        before = records(world)
+        with mounted(name, world, REST(rights=ModelRights())) as site:
+            for method, target, status in (
+                ("GET", f"/keys?owner={CHIEF}", 403),
+                ("POST", f"/keys?owner={CHIEF}", 403),
+                ("POST", f"/keys/{chiefs.id}/rotate", 404),
+                ("DELETE", f"/keys/{chiefs.id}", 404),
+            ):
+                assert site.ask(method, target, headers=SAME_SITE, **by).status == status
+            assert records(world) == before
+            chief = world.keys.issue(CHIEF).text
+            assert site.ask("POST", f"/keys?owner={CHIEF}", key=chief).status == 201
+
     def test_the_visitor_may_nothing(self, world: World, name: str) -> None:
         before = records(world)
         with mounted(name, world, REST(rights=ModelRights())) as site:
