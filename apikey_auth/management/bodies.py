@@ -74,16 +74,23 @@ def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, str]]:
     head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
     try:
         message = BytesParser(policy=HTTP).parsebytes(head + body)
+        found = (
+            None if message.defects or not message.is_multipart() else list(map(_part, message.iter_parts()))
+        )
     except RecursionError:
         raise BadRequest("The body is a form of forms of forms.") from None
-    if message.defects or not message.is_multipart():
+    except Exception:  # Python's own parser meets headers that nobody sends with any error there is
+        found = None
+    if found is None:
         raise BadRequest("The body is no multipart form.")
-    for part in message.iter_parts():
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
+    for name, content in found:
         if not isinstance(name, str) or not isinstance(content, bytes):
             raise BadRequest("The body is no multipart form.")
         yield name, text_of(content)
+
+
+def _part(part: Any) -> tuple[object, object]:
+    return part.get_param("name", header="content-disposition"), part.get_payload(decode=True)
 
 
 def _once(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -189,6 +189,7 @@ class TestMultipart:
             (multipart((named("a"), "1")), "multipart/form-data; boundary=abc"),
             (multipart((named("a"), "1"))[:-6], FORM),
             (multipart(("Content-Disposition: form-data", "1")), FORM),
+            (multipart(("Content-Disposition: form-data; name*", "1")), FORM),
             (multipart(("", "1")), FORM),
             (multipart(("X: y", "1")), FORM),
             (b"--xyz--\r\n", "multipart/mixed"),
