@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -193,6 +194,19 @@ async def test_an_engine_of_the_other_colour_is_refused(made_url: str, engine: s
     with pytest.raises(ConfigurationError, match="SQLKeyStore takes an Engine, not an AsyncEngine"):
         SQLKeyStore(other)  # type: ignore[arg-type]
     await other.dispose()
+
+
+async def test_what_asyncpg_raises_past_sqlalchemy_as_it_connects_is_unavailable() -> None:
+    store = AsyncSQLKeyStore("postgresql+asyncpg://host/keys")
+
+    def connect(*_: object) -> None:
+        raise asyncpg.InvalidPasswordError("password authentication failed")
+
+    for engine in (store._database._reading, store._database._writing):
+        sa.event.listen(engine, "do_connect", connect)
+    for call in (store.get("k1"), store.add(record())):
+        with pytest.raises(StoreUnavailable, match="keys failed: password authentication failed"):
+            await call
 
 
 def test_a_store_on_a_server_serves_one_event_loop_at_a_time(postgresql_url: str) -> None:

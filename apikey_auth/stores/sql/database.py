@@ -155,7 +155,9 @@ class Database:
         while True:
             try:
                 return once()
-            except (_Uncertain, exc.SQLAlchemyError, OSError, UnicodeError) as caught:
+            except Exception as caught:
+                if not (isinstance(caught, _Uncertain) or failures.is_failure(caught)):
+                    raise
                 error = caught.__cause__ if isinstance(caught, _Uncertain) and caught.__cause__ else caught
                 stale = error is caught and failures.is_lost(error) and not lost
                 if not (stale or failures.is_undone(error)) or monotonic() > deadline:

@@ -21,6 +21,14 @@ def code_of(error: BaseException) -> str | int | None:
     return getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorcode", None)
 
 
+def is_failure(error: BaseException) -> bool:
+    """Say whether the database, or what leads to it, failed.
+
+    SQLAlchemy 2.0 lets asyncpg's own errors through where it connects; they are told by their SQLSTATE.
+    """
+    return isinstance(error, exc.SQLAlchemyError | OSError | UnicodeError) or hasattr(error, "sqlstate")
+
+
 def is_duplicate(error: exc.IntegrityError) -> bool:
     """Say whether it was a second record of one id, and not some other rule of the database."""
     return code_of(error) in _DUPLICATE
