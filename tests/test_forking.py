@@ -56,7 +56,7 @@ def test_the_others_are_called_when_one_fails() -> None:
 def test_nothing_is_kept_for_authenticators_that_are_gone() -> None:
     def kept() -> int:
         gc.collect()
-        return len(forking._calls)
+        return len(forking._in_child)
 
     before = kept()
     auth = Authenticator(MemoryKeyStore())

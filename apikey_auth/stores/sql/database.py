@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 from ...errors import ConfigurationError, StoreUnavailable
-from ...forking import after_fork
+from ...forking import after_fork, before_fork
 from . import failures, schema
 from .engines import checked_engine, checked_url, engines_of
 from .turns import Turns
@@ -60,6 +60,8 @@ class Database:
             url = checked_url(address, asynchronous=asynchronous)
             self._reading, self._writing = engines_of(url, asynchronous=asynchronous, timeout=timeout)
             after_fork(self._leave_to_parent)
+            if self._reading.dialect.name == "sqlite" and not asynchronous:
+                before_fork(self.dispose)  # SQLite counts a child's locks on a file among those it took over
         self.timeout = timeout
         self._sleep = sleep
         self._create = create
