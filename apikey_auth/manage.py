@@ -114,6 +114,12 @@ def _check_id(key_id: str) -> None:
         raise TypeError(f"a key's id is text, issued.key.id, not {type(key_id).__name__}")
 
 
+def _check_filters(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} must be text, not {type(value).__name__}; use str(…)")
+
+
 def _owner_or_all(owner: str | Unset) -> str | None:
     if isinstance(owner, Unset):
         return None
@@ -231,7 +237,11 @@ class KeyManager:
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
-        """List records page by page, of one owner or of everybody; see ``KeyStore.find``."""
+        """List records page by page, of one owner or of everybody; see ``KeyStore.find``.
+
+        Raises TypeError for an owner or an ``after`` that is no text.
+        """
+        _check_filters(owner=owner, after=after)
         live_at = None if live_at is None else in_utc("live_at", live_at)
         return self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
 
@@ -472,7 +482,11 @@ class AsyncKeyManager:
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
-        """List records page by page, of one owner or of everybody; see ``KeyStore.find``."""
+        """List records page by page, of one owner or of everybody; see ``KeyStore.find``.
+
+        Raises TypeError for an owner or an ``after`` that is no text.
+        """
+        _check_filters(owner=owner, after=after)
         live_at = None if live_at is None else in_utc("live_at", live_at)
         return await self._store.find(owner=owner, live_at=live_at, after=after, limit=limit)
 

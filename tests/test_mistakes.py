@@ -41,6 +41,8 @@ keys = KeyManager(MemoryKeyStore(), KeyScheme(prefix="acme"))
         (lambda: keys.issue("1", scopes=[1]), ValueError, "1 is no scope"),  # type: ignore[list-item]
         (lambda: keys.issue(None), TypeError, "owner must be text, not NoneType"),  # type: ignore[arg-type]
         (lambda: keys.list(1), TypeError, "owner must be text, not int"),  # type: ignore[arg-type]
+        (lambda: keys.find(owner=1), TypeError, "owner must be text, not int"),  # type: ignore[arg-type]
+        (lambda: keys.find(after=1), TypeError, "after must be text, not int"),  # type: ignore[arg-type]
         (lambda: keys.purge(datetime.now()), ValueError, "before has no time zone"),  # noqa: DTZ005
         (lambda: keys.find(live_at=datetime.now()), ValueError, "live_at has no time zone"),  # noqa: DTZ005
         (lambda: keys.purge("2027-01-01"), TypeError, "before is a datetime, such as"),  # type: ignore[arg-type]
