@@ -196,6 +196,13 @@ async def test_an_engine_of_the_other_colour_is_refused(made_url: str, engine: s
     await other.dispose()
 
 
+def test_a_url_without_a_host_leaves_its_password_out_of_the_traceback() -> None:
+    with pytest.raises(ConfigurationError, match="no database URL") as caught:
+        SQLKeyStore("postgresql://ada:s3cret")
+    told = "".join(traceback.format_exception(caught.value))
+    assert "invalid literal" not in told
+
+
 async def test_what_asyncpg_raises_past_sqlalchemy_as_it_connects_is_unavailable() -> None:
     store = AsyncSQLKeyStore("postgresql+asyncpg://host/keys")
 

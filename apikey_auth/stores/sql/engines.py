@@ -48,8 +48,8 @@ def checked_url(url: str | sa.URL, *, asynchronous: bool) -> sa.URL:
     """Give a URL with its driver. Raises ConfigurationError for one that will not do."""
     try:
         parsed = sa.make_url(url)
-    except (exc.ArgumentError, ValueError) as error:  # which repeats the port
-        raise ConfigurationError("this is no database URL, such as sqlite:///keys.db") from error
+    except (exc.ArgumentError, ValueError):  # which repeats the port, a password where the host is left out
+        raise ConfigurationError("this is no database URL, such as sqlite:///keys.db") from None
     database, _, driver = parsed.drivername.partition("+")
     if database not in _DATABASES:
         raise ConfigurationError(f"the SQL store is for {_KINDS}, not for {parsed.drivername!r}")
