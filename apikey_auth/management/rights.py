@@ -29,8 +29,13 @@ def owner_of(user: object) -> str | None:
     if not user or not getattr(user, "is_authenticated", True):
         return None
     for name in ("pk", "get_id", "identity", "id"):  # Django, Flask-Login, Starlette, most others
-        value = getattr(user, name, None)
-        value = value() if callable(value) else value
+        try:
+            value = getattr(user, name, None)
+            value = value() if callable(value) else value
+        except (
+            NotImplementedError
+        ):  # Starlette's BaseUser and Flask-Login's UserMixin leave it to the application
+            continue
         if value is not None:
             return str(value)
     return user if isinstance(user, str) else None

@@ -10,7 +10,7 @@ from applications import World
 from calling import Answer, call_wsgi
 from sites import ADA, BOB, HOST, MOUNTS, OURS, SAME_SITE, Site, asgi_caller, wsgi_caller
 from starlette.applications import Starlette
-from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 
@@ -373,6 +373,13 @@ class TestFrameworks:
         assert owner_of(User(id=0)) == "0"
         assert owner_of("remote") == "remote"
         assert owner_of(User(pk=7, is_authenticated=False)) is None
+
+    def test_a_user_whose_framework_leaves_the_id_to_the_application_is_no_owner(self) -> None:
+        class Person(BaseUser):
+            is_authenticated = True
+            display_name = "ada"
+
+        assert owner_of(Person()) is None
 
     def test_a_user_without_a_lasting_id_is_no_owner(self) -> None:
         from django.contrib.auth.models import AnonymousUser, User
