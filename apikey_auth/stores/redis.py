@@ -419,7 +419,7 @@ def _check_client(client: object, kinds: tuple[type, ...], cluster: bool) -> Non
 
 def _options(url: str, cluster: bool, timeout: float) -> dict[str, Any]:
     """Check a URL, and make the options that its client has unless the URL says otherwise."""
-    if not timeout > 0:
+    if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
         raise ConfigurationError(f"timeout is in seconds and positive, not {timeout!r}")
     connecting = _parsed(url)
     if connecting is None:

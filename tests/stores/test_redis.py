@@ -944,6 +944,8 @@ def test_a_child_process_has_connections_of_its_own(
         ("redis://127.0.0.1:6379/1", {"cluster": True}, "no databases"),
         ("unix:///tmp/SECRET.sock", {"cluster": True}, "no Unix sockets"),
         ("redis://127.0.0.1:6379/0", {"timeout": 0}, "timeout"),
+        ("redis://127.0.0.1:6379/0", {"timeout": "5"}, "timeout"),
+        ("redis://127.0.0.1:6379/0", {"timeout": float("inf")}, "timeout"),
         ("redis://127.0.0.1:6379/0", {"namespace": ""}, "namespace"),
         ("redis://127.0.0.1:6379/0", {"namespace": "a{b}"}, "braces"),
         ("redis://127.0.0.1:6379/0", {"namespace": "\ud800"}, "namespace"),
