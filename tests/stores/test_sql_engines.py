@@ -280,6 +280,18 @@ def test_an_engine_that_begins_transactions_by_itself_will_do(
     engine.dispose()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 brought autocommit=")
+def test_an_engine_that_makes_nothing_of_a_commit_is_refused(file: Path) -> None:
+    made = SQLKeyStore(f"sqlite:///{file}", create=True)
+    made.add(record())
+    engine = sa.create_engine(f"sqlite:///{file}", connect_args={"autocommit": True})
+    with pytest.raises(ConfigurationError, match="autocommit=True"):
+        SQLKeyStore(engine).revoke_all(None, NOW, None)
+    made.add(record("k2"))  # nobody holds the file
+    made.close()
+    engine.dispose()
+
+
 def test_a_file_serves_any_number_of_event_loops(file: Path) -> None:
     store = AsyncSQLKeyStore(f"sqlite:///{file}", create=True)
 

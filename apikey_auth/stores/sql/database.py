@@ -172,6 +172,8 @@ class Database:
         turn = nullcontext() if self._turns is None else self._turns.taken(self.timeout)
         with turn, self._writing.connect() as connection:
             if self._dialect == "sqlite":
+                if getattr(connection.connection.driver_connection, "autocommit", None) is True:
+                    raise ConfigurationError(_NO_COMMIT)
                 self._lock_file(connection)
             try:
                 yield connection
@@ -235,5 +237,7 @@ class Database:
             raise StoreUnavailable("another process has been changing the schema for too long")
 
 
+# Since Python 3.12 (PEP 249's attribute); True makes nothing of commit().
+_NO_COMMIT = "an engine whose SQLite connections have autocommit=True keeps no transaction: leave it out"
 _LOCK_NAME = "apikey_auth.schema"
 _LOCK = int.from_bytes(_LOCK_NAME.encode()[:8])
