@@ -604,14 +604,21 @@ def test_a_forked_child_and_its_parent_both_go_on(url: str) -> None:
     assert (answer, errors) == ("101\n", "")
 
 
-def test_what_a_child_writes_is_kept_when_its_parent_closes_the_file(url: str) -> None:
-    script = r"""if True:
-        import os, sys
+@pytest.mark.parametrize("kind", ["SQLKeyStore", "AsyncSQLKeyStore"])
+def test_what_a_child_writes_is_kept_when_its_parent_closes_the_file(url: str, kind: str) -> None:
+    script = """if True:
+        import asyncio, os, sys
         from apikey_auth import APIKey
-        from apikey_auth.stores.sql import SQLKeyStore
-        store = SQLKeyStore(sys.argv[1], create=True)
+        from apikey_auth.stores.sql import AsyncSQLKeyStore, SQLKeyStore
+        store = KIND(sys.argv[1], create=True)
+        async def done(call):
+            return await call if asyncio.iscoroutine(call) else call
+        def run(name, *args):
+            async def call():
+                return await done(getattr(store, name)(*args))
+            return asyncio.run(call())
         def add(key_id):
-            store.add(APIKey(id=key_id, owner="User1", digest="sha256$$00"))
+            run("add", APIKey(id=key_id, owner="User1", digest="sha256$$00"))
         add("before")
         is_open, closed = os.pipe(), os.pipe()
         child = os.fork()
@@ -622,13 +629,13 @@ def test_what_a_child_writes_is_kept_when_its_parent_closes_the_file(url: str) -
             add("later")
             os._exit(0)
         os.read(is_open[0], 1)
-        store.close()
+        run("close")
         add("parent")
         os.write(closed[1], b"x")
         assert os.waitpid(child, 0)[1] == 0
-        print(*(key.id for key in store.find().items))
-        store.close()
-    """
+        print(*(key.id for key in run("find").items))
+        run("close")
+    """.replace("KIND", kind)
     assert python(script, url) == ("before child later parent\n", "")
 
 

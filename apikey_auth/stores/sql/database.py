@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from random import uniform
+from threading import Thread
 from time import monotonic
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
 from ...errors import ConfigurationError, StoreUnavailable
 from ...forking import after_fork, before_fork
@@ -60,8 +62,10 @@ class Database:
             url = checked_url(address, asynchronous=asynchronous)
             self._reading, self._writing = engines_of(url, asynchronous=asynchronous, timeout=timeout)
             after_fork(self._leave_to_parent)
-            if self._reading.dialect.name == "sqlite" and not asynchronous:
-                before_fork(self.dispose)  # SQLite counts a child's locks on a file among those it took over
+            if (
+                self._reading.dialect.name == "sqlite"
+            ):  # which counts a child's locks among those it took over
+                before_fork(self._close_in_a_loop if asynchronous else self.dispose)
         self.timeout = timeout
         self._sleep = sleep
         self._create = create
@@ -138,6 +142,16 @@ class Database:
         if self._own:
             self._reading.dispose(close)
             self._writing.dispose(close)
+
+    def _close_in_a_loop(self) -> None:
+        """Close an async driver's connections for code that cannot await it."""
+        if any(
+            isinstance(each.pool, sa.QueuePool) and each.pool.checkedin()
+            for each in (self._reading, self._writing)
+        ):
+            closing = Thread(target=lambda: asyncio.run(greenlet_spawn(self.dispose)))
+            closing.start()
+            closing.join(self.timeout)
 
     def _leave_to_parent(self) -> None:
         """Start a child without connections: one that two processes share is broken for both.
