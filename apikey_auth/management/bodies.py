@@ -74,16 +74,15 @@ def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, str]]:
     head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
     try:
         message = BytesParser(policy=HTTP).parsebytes(head + body)
-        found = (
-            None if message.defects or not message.is_multipart() else list(map(_part, message.iter_parts()))
-        )
+        is_form = message.is_multipart() and not message.defects
+        parts = [_part(part) for part in message.iter_parts()] if is_form else []
     except RecursionError:
         raise BadRequest("The body is a form of forms of forms.") from None
     except Exception:  # Python's own parser meets headers that nobody sends with any error there is
-        found = None
-    if found is None:
+        is_form = False
+    if not is_form:
         raise BadRequest("The body is no multipart form.")
-    for name, content in found:
+    for name, content in parts:
         if not isinstance(name, str) or not isinstance(content, bytes):
             raise BadRequest("The body is no multipart form.")
         yield name, text_of(content)

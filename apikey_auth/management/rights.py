@@ -32,9 +32,7 @@ def owner_of(user: object) -> str | None:
         try:
             value = getattr(user, name, None)
             value = value() if callable(value) else value
-        except (
-            NotImplementedError
-        ):  # Starlette's BaseUser and Flask-Login's UserMixin leave it to the application
+        except NotImplementedError:  # as Starlette's BaseUser and Flask-Login's UserMixin have it
             continue
         if value is not None:
             return str(value)

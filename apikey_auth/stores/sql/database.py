@@ -63,8 +63,8 @@ class Database:
             self._reading, self._writing = engines_of(url, asynchronous=asynchronous, timeout=timeout)
             after_fork(self._leave_to_parent)
             if (
-                self._reading.dialect.name == "sqlite"
-            ):  # which counts a child's locks among those it took over
+                url.get_backend_name() == "sqlite"
+            ):  # which loses what is written beside a connection taken over
                 before_fork(self._close_in_a_loop if asynchronous else self.dispose)
         self.timeout = timeout
         self._sleep = sleep
@@ -145,10 +145,8 @@ class Database:
 
     def _close_in_a_loop(self) -> None:
         """Close an async driver's connections for code that cannot await it."""
-        if any(
-            isinstance(each.pool, sa.QueuePool) and each.pool.checkedin()
-            for each in (self._reading, self._writing)
-        ):
+        pools = (self._reading.pool, self._writing.pool)
+        if any(isinstance(pool, sa.QueuePool) and pool.checkedin() for pool in pools):
             closing = Thread(target=lambda: asyncio.run(greenlet_spawn(self.dispose)))
             closing.start()
             closing.join(self.timeout)
