@@ -103,6 +103,10 @@ class VerdictCache:
         self._monotonic = monotonic
         if stale_if_error and not follows:
             raise ConfigurationError("stale_if_error takes a store with changes()")
+        if stale_if_error and not self.size:
+            raise ConfigurationError(
+                "stale_if_error takes a cache: cache_size, max_staleness and max_age over 0"
+            )
         self._on_eviction: list[Callable[[], None]] = []
         self._start_anew()
         after_fork(self._start_anew)  # what the parent learns from now on, a child does not

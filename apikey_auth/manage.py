@@ -333,8 +333,9 @@ class KeyManager:
         raise Conflict(f"the key {key_id!r} kept changing while it was to be rotated")
 
     def purge(self, before: datetime) -> int:
-        """Delete the records of keys that were dead before a time, and tell how many.
+        """Delete the records of keys that are dead before a time, and tell how many.
 
+        With a time to come, those that expire until then are among them.
         What is deleted is forgotten: a key that ``ensure`` made, was revoked and is purged will be made
         again by the next ``ensure``.
         """
@@ -580,8 +581,9 @@ class AsyncKeyManager:
         raise Conflict(f"the key {key_id!r} kept changing while it was to be rotated")
 
     async def purge(self, before: datetime) -> int:
-        """Delete the records of keys that were dead before a time, and tell how many.
+        """Delete the records of keys that are dead before a time, and tell how many.
 
+        With a time to come, those that expire until then are among them.
         What is deleted is forgotten: a key that ``ensure`` made, was revoked and is purged will be made
         again by the next ``ensure``.
         """

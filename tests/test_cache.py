@@ -800,6 +800,12 @@ def test_a_store_without_changes_is_never_served_stale(make: Maker) -> None:
         make(follows=False, stale_if_error=30)
 
 
+@pytest.mark.parametrize("option", ["size", "max_staleness", "max_age"])
+def test_stale_if_error_without_a_cache_is_refused(make: Maker, option: str) -> None:
+    with pytest.raises(ConfigurationError, match="stale_if_error takes a cache"):
+        make(stale_if_error=30, **{option: 0})
+
+
 # Forks
 
 

@@ -240,6 +240,11 @@ class TestPurge:
         assert "1 deleted" in err
         assert [key.id for key in get_key_manager().find().items] == [stays]
 
+    def test_what_is_yet_to_die_stays(self) -> None:
+        key_id = issue()
+        assert "still to come" in str(failure("purge", "--before", "2999-01-01"))
+        assert get_key_manager().get(key_id).id == key_id
+
     def test_what_died_since_stays(self) -> None:
         get_key_manager().revoke(issue())
         for before in ("30d", "2020-01-01", "2020-01-01T00:00:00+02:00"):

@@ -134,6 +134,8 @@ class Command(BaseCommand):
         self._print(manager.rotate(options["id"], grace=options["grace"]))
 
     def purge(self, manager: KeyManager, **options: Any) -> None:
+        if options["before"] > manager.clock():
+            raise CommandError("that time is still to come: keys that are live now would go")
         self._note(f"{manager.purge(options['before'])} deleted")
 
     def _print(self, issued: IssuedKey) -> None:
