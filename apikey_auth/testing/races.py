@@ -269,6 +269,7 @@ class KeyStoreRaces(KeyStoreSentences):
                 for n in count(1):
                     dead = [f"a{n}", f"{lasting[n * 7919 % self.many]}-{n}"]
                     add_all(kept, *(record(key_id, expires_at=NOW - DAY) for key_id in dead))
+                    kept.count()  # takes its time, so that pages are turned while they are there
                     kept.purge(NOW)
                     last = n
                     if walked.is_set():

@@ -146,7 +146,7 @@ def test_a_bridge_over_no_store_is_refused(bridge: Any, store: Any) -> None:
 
 
 def test_a_bridge_over_a_url_names_the_store_that_takes_one() -> None:
-    with pytest.raises(ConfigurationError, match=r"give it to one: SQLKeyStore\('sqlite:///keys.db'\)"):
+    with pytest.raises(ConfigurationError, match=r"give it to one: SQLKeyStore\(url\)"):
         InThread("sqlite:///keys.db")  # type: ignore[arg-type]
 
 

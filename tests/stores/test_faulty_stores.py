@@ -25,7 +25,7 @@ OUT_OF_REACH = {
     "test_calls_that_cannot_reach_the_database_leave_no_connection_open",
 }
 
-# Which tests find a fault. What one caller can see is listed in full; of races, those that cannot miss it.
+# Which tests find a fault. What one caller can see is listed in full; of races, those that find it sooner or later.
 CAUGHT_BY: Mapping[str, set[str]] = {
     "Sound": set(),
     "DropsTheTimeZone": {
@@ -191,6 +191,11 @@ def contract(folder: Path, *options: str) -> tuple[str, Path]:
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, set[str]]:
     """Which tests of the contract each fault fails; the comparison with the memory store is left out."""
     _, report = contract(tmp_path_factory.mktemp("faults"), "-q", "--tb=no", "-k", f"not {COMPARISON}")
+    return failures(report)
+
+
+def failures(report: Path) -> Mapping[str, set[str]]:
+    """Read which tests each fault failed."""
     found = defaultdict[str, set[str]](set)
     for case in ElementTree.parse(report).iter("testcase"):
         store = case.attrib["classname"].rpartition(".Test")[2]
@@ -204,9 +209,17 @@ def test_every_fault_is_listed() -> None:
 
 
 @pytest.mark.parametrize("fault", CAUGHT_BY)
-def test_a_fault_fails_the_tests_that_say_what_is_wrong(fault: str, failed: Mapping[str, set[str]]) -> None:
+def test_a_fault_fails_the_tests_that_say_what_is_wrong(
+    fault: str, failed: Mapping[str, set[str]], tmp_path: Path
+) -> None:
     assert failed[fault] - RACES == CAUGHT_BY[fault] - RACES
-    assert failed[fault] >= CAUGHT_BY[fault]
+    missed = CAUGHT_BY[fault] - failed[fault]
+    for _ in range(4 if missed else 0):  # a race is run by chance: it may miss a fault, and not each time
+        _, report = contract(tmp_path, "-q", "--tb=no", "-k", f"Test{fault} and ({' or '.join(missed)})")
+        missed -= failures(report)[fault]
+        if not missed:
+            break
+    assert not missed
 
 
 def test_a_sound_store_passes_the_races(failed: Mapping[str, set[str]]) -> None:
@@ -218,7 +231,7 @@ COMPARED = {"CutsADigest": "add", "RevokesAgain": "revoke_all", "PurgesWithoutAF
 
 def test_the_memory_store_beside_it_shows_the_fewest_steps_to_a_fault(tmp_path: Path) -> None:
     chosen = " or ".join(f"Test{fault}" for fault in COMPARED)
-    printed, _ = contract(tmp_path, "-k", f"{COMPARISON} and ({chosen})", "--tb=short")
+    printed, _ = contract(tmp_path, "-k", f"{COMPARISON} and ({chosen})", "--tb=short", "--hypothesis-seed=0")
     for fault, step in COMPARED.items():
         told = printed.partition(f"_ Test{fault}.")[2].partition("\n____")[0]
         steps = [line for line in told.splitlines() if " state." in line]
