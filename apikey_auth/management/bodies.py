@@ -79,7 +79,7 @@ def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, str]]:
     except RecursionError:
         raise BadRequest("The body is a form of forms of forms.") from None
     except Exception:  # Python's own parser meets headers that nobody sends with any error there is
-        is_form = False
+        raise BadRequest("The body is no multipart form.") from None
     if not is_form:
         raise BadRequest("The body is no multipart form.")
     for name, content in parts:
