@@ -229,11 +229,18 @@ def test_a_sound_store_passes_the_races(failed: Mapping[str, set[str]]) -> None:
 COMPARED = {"CutsADigest": "add", "RevokesAgain": "revoke_all", "PurgesWithoutAFloor": "purge"}
 
 
-def test_the_memory_store_beside_it_shows_the_fewest_steps_to_a_fault(tmp_path: Path) -> None:
-    chosen = " or ".join(f"Test{fault}" for fault in COMPARED)
-    printed, _ = contract(tmp_path, "-k", f"{COMPARISON} and ({chosen})", "--tb=short", "--hypothesis-seed=0")
-    for fault, step in COMPARED.items():
-        told = printed.partition(f"_ Test{fault}.")[2].partition("\n____")[0]
-        steps = [line for line in told.splitlines() if " state." in line]
-        assert [line for line in steps if f"state.{step}(" in line], told
-        assert len(steps) < 10, told
+@pytest.mark.parametrize(("fault", "step"), COMPARED.items())
+def test_the_memory_store_beside_it_shows_the_fewest_steps_to_a_fault(
+    tmp_path: Path, fault: str, step: str
+) -> None:
+    told = ""
+    for seed in range(20):  # what is tried is drawn by chance: one draw may miss a fault, and not each
+        printed, _ = contract(
+            tmp_path, "-k", f"{COMPARISON} and Test{fault}", "--tb=short", f"--hypothesis-seed={seed}"
+        )
+        told = printed.partition(f"_ Test{fault}.")[2]
+        if told:
+            break
+    steps = [line for line in told.splitlines() if " state." in line]
+    assert [line for line in steps if f"state.{step}(" in line], printed
+    assert len(steps) < 10, told
